@@ -1,0 +1,1 @@
+"""The wire and the file: the only place, with outputs, that knows a DICOM library."""

@@ -1,0 +1,31 @@
+"""Steps: what happens to a volume before the network, and to its output after.
+
+To add one: a frozen pydantic dataclass in the sibling file of its kind (its fields are its TOML
+options), and one line in ``STEPS`` or ``MASKS``. The contract tests then exercise it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from node.domain.volume import Grid, Volume
+
+
+class Step(Protocol):
+    """Before the network: a volume becomes another volume."""
+
+    def forward(self, volume: Volume) -> Volume:
+        """The changed volume, with an affine that says where its voxels lie now."""
+
+    def backward(self, prediction: Volume, before: Grid) -> Volume:
+        """A prediction on the grid after ``forward``, brought to the grid before it.
+
+        Prediction voxels are (c, k, j, i) float32. Outside of what ``forward`` kept they are 0.
+        """
+
+
+class MaskStep(Protocol):
+    """After the network, on the source grid."""
+
+    def apply(self, prediction: Volume) -> Volume:
+        """Probabilities (c, k, j, i) float32 or labels (k, j, i) uint8 become labels (k, j, i)."""
