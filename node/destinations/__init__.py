@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from node.destinations.folder import Folder
+from node.destinations.store import Store
 from node.domain.peer import Network, Receipt
 
 
@@ -23,3 +25,9 @@ class Destination(Protocol):
         Delivering the same bytes twice is no error. Raises PeerError when the destination as a
         whole cannot be reached; what has a receipt by then stands.
         """
+
+
+DESTINATIONS: dict[str, type[Destination]] = {
+    "store": Store,
+    "folder": Folder,
+}

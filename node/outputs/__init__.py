@@ -7,25 +7,16 @@ one line in ``OUTPUTS``. The contract tests then check what it makes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pydicom.dataset import Dataset
 
+from node.dicom.source import Source
 from node.domain.finding import Assessment
-from node.domain.volume import Grid
+from node.outputs.seg import Seg
+from node.outputs.sr import Sr
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """The images that were analysed: their headers in slice order, and the grid they form.
-
-    The headers are read from the spooled bytes at the time of encoding, so that identity is
-    copied from the source itself. ``grid`` is None where the images form no volume.
-    """
-
-    headers: tuple[Dataset, ...]
-    grid: Grid | None
+__all__ = ["OUTPUTS", "Output", "Source"]
 
 
 class Output(Protocol):
@@ -39,3 +30,6 @@ class Output(Protocol):
         ``earlier`` are the objects that the outputs before this one made of the same assessment.
         The same arguments give the same bytes. Raises EncodingError.
         """
+
+
+OUTPUTS: dict[str, type[Output]] = {"seg": Seg, "sr": Sr}

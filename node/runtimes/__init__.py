@@ -6,23 +6,12 @@ one line in ``RUNTIMES``. Heavy libraries are imported inside ``load``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
-
-Tensors = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """A tensor of a network: ``shape`` has -1 where an axis is dynamic; ``dtype`` is numpy's."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
+from node.domain.tensor import Tensors as Tensors
+from node.domain.tensor import TensorSpec as TensorSpec
+from node.runtimes.onnx import Onnx
 
 
 class Session(Protocol):
@@ -43,3 +32,6 @@ class Runtime(Protocol):
 
     def load(self, model: Path) -> Session:
         """Load a model file. Raises InferenceError with the reason and what to install."""
+
+
+RUNTIMES: dict[str, type[Runtime]] = {"onnx": Onnx}

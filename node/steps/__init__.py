@@ -9,6 +9,17 @@ from __future__ import annotations
 from typing import Protocol
 
 from node.domain.volume import Grid, Volume
+from node.steps.intensity import Cast, Clip, GreyWindow, Percentile, Rescale, ZScore
+from node.steps.masks import (
+    Argmax,
+    Closing,
+    FillHoles,
+    LargestComponent,
+    Opening,
+    RemoveSmall,
+    Threshold,
+)
+from node.steps.spatial import CropForeground, CropOrPad, Orient, PadToMultiple, Resample
 
 
 class Step(Protocol):
@@ -29,3 +40,28 @@ class MaskStep(Protocol):
 
     def apply(self, prediction: Volume) -> Volume:
         """Probabilities (c, k, j, i) float32 or labels (k, j, i) uint8 become labels (k, j, i)."""
+
+
+STEPS: dict[str, type[Step]] = {
+    "window": GreyWindow,
+    "clip": Clip,
+    "rescale": Rescale,
+    "percentile": Percentile,
+    "zscore": ZScore,
+    "cast": Cast,
+    "orient": Orient,
+    "resample": Resample,
+    "crop_or_pad": CropOrPad,
+    "pad_to_multiple": PadToMultiple,
+    "crop_foreground": CropForeground,
+}
+
+MASKS: dict[str, type[MaskStep]] = {
+    "threshold": Threshold,
+    "argmax": Argmax,
+    "largest_component": LargestComponent,
+    "remove_small": RemoveSmall,
+    "fill_holes": FillHoles,
+    "closing": Closing,
+    "opening": Opening,
+}

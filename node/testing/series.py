@@ -6,6 +6,7 @@ where no real one may be shipped. What is made here passes dciodvfy without an e
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from pydicom.valuerep import format_number_as_ds
 
+from node.dicom.headers import read_instance
 from node.domain.job import derived_uid
+from node.domain.study import Arrival, Instance
 from node.domain.volume import Affine
 
 Vector = tuple[float, float, float]
@@ -140,6 +144,30 @@ def save(datasets: Sequence[Dataset], directory: Path) -> list[Path]:
         dataset.save_as(path, enforce_file_format=True)
         paths.append(path)
     return paths
+
+
+def received(paths: Sequence[Path], received_at: float = 0.0) -> list[Instance]:
+    """The instances that an indexer would make of Part 10 files, as if a peer had sent them."""
+    return [read_instance(_arrival(path, received_at)) for path in paths]
+
+
+def _arrival(path: Path, received_at: float) -> Arrival:
+    content = path.read_bytes()
+    meta = read_file_meta_info(path)
+    # The data set begins behind the group that (0002,0000) measures (PS3.10 7.1).
+    data_set = content[144 + int(meta.FileMetaInformationGroupLength) :]
+    return Arrival(
+        sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
+        sop_class_uid=str(meta.MediaStorageSOPClassUID),
+        transfer_syntax_uid=str(meta.TransferSyntaxUID),
+        sha256=hashlib.sha256(data_set).hexdigest(),
+        peer="modality",
+        calling_ae="MODALITY",
+        called_ae="NODE",
+        address="127.0.0.1",
+        received_at=received_at,
+        path=path,
+    )
 
 
 def _instance(spec: SeriesSpec, number: int, k: int, pixels: NDArray[Any]) -> Dataset:

@@ -1,0 +1,37 @@
+"""Options that several commands share, and the configuration that they lead to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from node.config import Config
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Configuration file. Default: AI_NODE_CONFIG, /etc/ai-node/node.toml, ./node.toml.",
+        show_default=False,
+    ),
+]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def configuration_path(given: Path | None) -> Path:
+    """The configuration file that a command reads."""
+    from node.config import find
+
+    return find(given, os.environ)
+
+
+def configuration(given: Path | None) -> Config:
+    """The frame of the configuration that a command reads. Raises ConfigError."""
+    from node.config import load
+
+    return load(configuration_path(given))

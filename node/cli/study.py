@@ -1,0 +1,143 @@
+"""``jobs`` and ``why``: what became of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node.cli.options import ConfigOption, JsonOption, configuration
+from node.cli.printing import emit
+from node.domain.errors import NodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from node.ledger import Ledger
+    from node.story import JobStory, Story
+
+
+class NoLedger(NodeError):
+    """The configuration's state folder has no ledger yet."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(jobs)
+    app.command()(why)
+
+
+def jobs(
+    state: Annotated[str, typer.Option(help="Only jobs in this state.")] = "",
+    limit: Annotated[int, typer.Option(help="The newest so many.")] = 50,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, the newest first."""
+    from rich.table import Table
+
+    with _ledger(config) as ledger, ledger.read() as books:
+        rows = books.jobs.recent(limit, state)
+    table = Table("created", "state", "engine", "attempts", "study", "reason")
+    for row in rows:
+        job = row.job
+        table.add_row(
+            _time(job.created_at),
+            job.state,
+            job.engine,
+            str(job.attempts),
+            job.study_uid,
+            row.reason,
+        )
+    emit(rows, as_json, table)
+
+
+def why(
+    number: Annotated[
+        str, typer.Argument(help="Accession number, or a study, series or SOP Instance UID.")
+    ],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what happened to a study and why, on one page."""
+    from node.story import tell
+
+    with _ledger(config) as ledger:
+        stories = tell(ledger, number)
+    emit(stories, as_json, "\n\n".join("\n".join(page(story)) for story in stories))
+
+
+def page(story: Story) -> Iterator[str]:
+    """A study's story, line by line."""
+    study = story.study
+    count = sum(series.instances for series in story.series)
+    yield f"study {study.study_uid}" + (f" (accession {study.accession})" * bool(study.accession))
+    yield f"  received   {_time(story.first_at)}  {count} instances, last from {study.peer}"
+    if study.completed_at is None:
+        yield f"  complete   not yet: the last instance came {_time(study.last_at)}"
+    else:
+        yield f"  complete   {_time(study.completed_at)}  by {study.rule}"
+    if study.opened_at is not None and study.completed_at is not None:
+        yield f"  reopened   {_time(study.opened_at)}  something new arrived since"
+    for series in story.series:
+        yield (
+            f"  series {series.number or '?':<4} {series.modality or '?':<3} "
+            f"{series.instances:>4} instances  {series.description}"
+        )
+    for job in story.jobs:
+        yield from _job_lines(job)
+    if story.events:
+        yield "  events"
+    for event in story.events:
+        yield f"    {_time(event.at)}  {event.kind}: {event.words}"
+
+
+def _job_lines(story: JobStory) -> Iterator[str]:
+    job = story.row.job
+    yield f"  engine {job.engine}: {job.state}" + (f", {story.row.reason}" * bool(story.row.reason))
+    yield f"    job {job.id}, attempt {job.attempts}, package {job.engine_digest[:12]}"
+    for verdict in story.verdicts:
+        took = "taken" if verdict["accepted"] else "not taken"
+        yield f"    {verdict['label']}: {took}"
+        yield from (f"      {words}" for words in verdict["words"])
+    if story.stages:
+        yield "    " + ", ".join(f"{name} {value:.2f} s" for name, value in story.stages.items())
+    yield from _finding_lines(story.row.trace.get("findings", ()))
+    for result in story.results:
+        yield f"    made {result.kind} {result.sop_instance_uid}"
+    for row in story.deliveries:
+        when = _time(row.sent_at) if row.sent_at else f"next try {_time(row.due_at)}"
+        yield (
+            f"    {row.result.kind} to {row.destination}: {row.state}, {when}, "
+            f"attempts {row.attempts}" + (f", {row.reason}" * bool(row.reason))
+        )
+
+
+def _finding_lines(findings: Iterable[dict[str, object]]) -> Iterator[str]:
+    for finding in findings:
+        numbers = finding["measurements"]
+        assert isinstance(numbers, dict)  # noqa: S101 - as the pipeline wrote it
+        values = ", ".join(f"{name} {value:.1f}" for name, value in numbers.items())
+        yield f"    found {finding['tracking_id']}: {values}"
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+@contextmanager
+def _ledger(config: Path | None) -> Iterator[Ledger]:
+    from node.ledger import Ledger
+
+    path = configuration(config).node.state / "ledger.sqlite"
+    if not path.exists():
+        raise NoLedger(f"{path} is not there: the node of this configuration has not run yet")
+    ledger = Ledger.open(path)
+    try:
+        yield ledger
+    finally:
+        ledger.close()

@@ -1,0 +1,50 @@
+"""A part of the node that works in its own thread: sleeps until woken or until something is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Event
+
+LONGEST_SLEEP_S = 30.0
+"""However far away the next due time is, look again: the wall clock may have been set."""
+
+
+@dataclass(slots=True)
+class Loop:
+    """Calls ``step`` while it has work, then waits until ``next_due`` or ``wake``.
+
+    ``step`` returns whether it did anything; ``next_due`` gives seconds since the epoch or None.
+    """
+
+    name: str
+    step: Callable[[], bool]
+    next_due: Callable[[], float | None]
+    clock: Callable[[], float]
+    beat: float = 0.0
+    """When the loop last began a turn; proof of progress for the watchdog."""
+    _stirred: Event = field(default_factory=Event)
+    _stopping: Event = field(default_factory=Event)
+
+    def run(self) -> None:
+        """Work until ``stop``. Whatever ``step`` raises ends the loop, and thereby the node."""
+        while not self._stopping.is_set():
+            self.beat = self.clock()
+            self._stirred.clear()
+            if not self.step():
+                self._stirred.wait(self._pause())
+
+    def wake(self) -> None:
+        """There may be work now."""
+        self._stirred.set()
+
+    def stop(self) -> None:
+        """End after the step that runs."""
+        self._stopping.set()
+        self._stirred.set()
+
+    def _pause(self) -> float:
+        due = self.next_due()
+        if due is None:
+            return LONGEST_SLEEP_S
+        return min(LONGEST_SLEEP_S, max(0.0, due - self.clock()))

@@ -1,0 +1,191 @@
+"""One job, from the study in the ledger to results frozen on disk. The tour starts here.
+
+::
+
+    Study -> Selection -> {role: Volume} -> [Finding] -> Assessment -> [Dataset] -> [Frozen]
+             selection    dicom.pixels      engine                     outputs,     spool
+                                                                       conformance
+
+``run`` is the only orchestration. It sends nothing and writes nothing to the ledger: the worker
+records the outcome, the courier delivers what was frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from node.bundle import Bundle
+from node.conformance import gate
+from node.dicom import pixels
+from node.dicom.headers import read_source
+from node.domain.finding import Assessment, Finding
+from node.domain.job import Job
+from node.domain.stage import Reached, Stage
+from node.domain.study import Study
+from node.engine import Engine
+from node.outputs import Output, Source
+from node.selection import Choice, Selection, select
+from node.spool import Frozen, Spool
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """An engine as configured: the loaded network, and what is made of its findings."""
+
+    bundle: Bundle
+    engine: Engine
+    outputs: Mapping[str, Output]
+    destinations: tuple[str, ...]
+    config_digest: str
+    report_refusals: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a run may touch. ``stopwatch`` gives seconds from any fixed point."""
+
+    spool: Spool
+    stopwatch: Callable[[], float]
+    reached: Reached
+    progress: Callable[[int, int], None] = field(default=lambda done, total: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a job. ``refusal`` is empty when the study was assessed.
+
+    ``trace`` is what ``why`` prints: verdicts per series, stage times in seconds, findings.
+    """
+
+    results: tuple[Frozen, ...]
+    refusal: str
+    trace: Mapping[str, Any]
+
+
+def run(job: Job, study: Study, setup: Setup, tools: Tools) -> Outcome:
+    """Assess a study. Raises NodeError; then nothing was frozen that counts."""
+    laps = _Laps(tools, job.id)
+    selection = select(study, setup.bundle.wanted)
+    laps.end(Stage.SELECTED)
+    if selection.refusal:
+        return _refuse(job, study, selection, setup, tools, laps)
+
+    volumes = {role: pixels.load(choice.geometry) for role, choice in selection.chosen.items()}
+    laps.end(Stage.LOADED)
+
+    findings = setup.engine.assess(volumes, job.id, job.created_at, tools.progress)
+    laps.end(Stage.INFERRED)
+
+    source = _source(_reference(selection, setup))
+    assessment = Assessment(job.id, setup.bundle.algorithm(), job.created_at, findings)
+    objects = _encode(assessment, source, setup)
+    laps.end(Stage.ENCODED)
+
+    contents = _check(objects, source)
+    laps.end(Stage.CHECKED)
+
+    results = _freeze(job, objects, contents, tools.spool)
+    laps.end(Stage.RESULT_FROZEN)
+    return Outcome(results, "", _trace(selection, findings, laps))
+
+
+def _refuse(
+    job: Job, study: Study, selection: Selection, setup: Setup, tools: Tools, laps: _Laps
+) -> Outcome:
+    """No series fits. Where the configuration wants it, a report says so to the reader."""
+    trace = _trace(selection, (), laps)
+    if not setup.report_refusals:
+        return Outcome((), selection.refusal, trace)
+    headers = read_source([instance.path for instance in study.instances])
+    source = Source(headers, None)
+    assessment = Assessment(
+        job.id, setup.bundle.algorithm(), job.created_at, refusal=selection.refusal
+    )
+    objects = _encode(assessment, source, setup)
+    results = _freeze(job, objects, _check(objects, source), tools.spool)
+    return Outcome(results, selection.refusal, trace)
+
+
+def _reference(selection: Selection, setup: Setup) -> Choice:
+    """The series on whose grid the findings lie: that of the manifest's first role."""
+    return selection.chosen[setup.bundle.wanted[0].role]
+
+
+def _source(choice: Choice) -> Source:
+    paths = [instance.path for instance in choice.geometry.instances]
+    return Source(read_source(paths), choice.geometry.grid)
+
+
+def _encode(assessment: Assessment, source: Source, setup: Setup) -> dict[str, Dataset]:
+    """Every output in the configured order; a later one may refer to an earlier one's object."""
+    made: dict[str, Dataset] = {}
+    for name, output in setup.outputs.items():
+        encoded = output.encode(assessment, source, tuple(made.values()))
+        if encoded is not None:
+            made[name] = encoded
+    return made
+
+
+def _check(objects: Mapping[str, Dataset], source: Source) -> dict[str, bytes]:
+    """The finished bytes of every object that passes the conformance gate; all must pass."""
+    contents: dict[str, bytes] = {}
+    earlier: list[Dataset] = []
+    for name, encoded in objects.items():
+        contents[name] = gate(encoded, source.headers, earlier)
+        earlier.append(encoded)
+    return contents
+
+
+def _freeze(
+    job: Job, objects: Mapping[str, Dataset], contents: Mapping[str, bytes], spool: Spool
+) -> tuple[Frozen, ...]:
+    return tuple(
+        spool.freeze(
+            job.id, name, contents[name], (str(made.SOPInstanceUID), str(made.SOPClassUID))
+        )
+        for name, made in objects.items()
+    )
+
+
+def _trace(selection: Selection, findings: Sequence[Finding], laps: _Laps) -> dict[str, Any]:
+    return {
+        "series": [
+            {
+                "role": verdict.role,
+                "label": verdict.label,
+                "series_uid": verdict.series_uid,
+                "accepted": verdict.accepted,
+                "words": list(verdict.words),
+            }
+            for verdict in selection.trace
+        ],
+        "chosen": {role: choice.series.uid for role, choice in selection.chosen.items()},
+        "findings": [
+            {
+                "tracking_id": finding.tracking_id,
+                "measurements": {m.name.meaning: m.value for m in finding.measurements},
+            }
+            for finding in findings
+        ],
+        "stages": laps.seconds,
+    }
+
+
+class _Laps:
+    """Times each stage and tells the observer when it ends."""
+
+    def __init__(self, tools: Tools, job: str) -> None:
+        self.seconds: dict[str, float] = {}
+        self._tools = tools
+        self._job = job
+        self._since = tools.stopwatch()
+
+    def end(self, stage: Stage) -> None:
+        now = self._tools.stopwatch()
+        self.seconds[stage.value] = round(now - self._since, 4)
+        self._since = now
+        self._tools.reached(stage, self._job)

@@ -1,0 +1,40 @@
+"""``ai-node`` within the test's own process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from node.cli import app
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended, and what it printed on each stream."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as the one JSON document that it must be."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def ai_node() -> Callable[..., Said]:
+    """Run a command: ``ai_node("check", "--config", path)``."""
+
+    def run(*arguments: object) -> Said:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Said(done.exit_code, done.stdout, done.stderr)
+
+    return run
