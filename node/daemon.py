@@ -28,6 +28,7 @@ from node.config import Config, EngineSection
 from node.courier import Courier, Persistence
 from node.destinations import DESTINATIONS
 from node.dicom.scp import Received, Scp, ScpOptions
+from node.domain.errors import ListenError
 from node.domain.stage import Reached, unobserved
 from node.engine import Engine
 from node.indexer import Indexer
@@ -76,7 +77,7 @@ class Node:
         self._indexer = Indexer(self.spool, self.ledger, watcher.clock, watcher.reached)
         self._couriers = self._make_couriers(watcher.reached)
         self._loops = self._make_loops()
-        self._room = Room(
+        self.room = Room(
             ledger=self.ledger,
             network=config.known_network,
             engines=tuple(
@@ -102,10 +103,10 @@ class Node:
         with self.ledger.write() as books:
             reopened = books.jobs.reopen_running()
         _log.info("starting", swept=swept, reopened=reopened, engines=list(self.setups))
-        self._room = replace(self._room, listening_since=self._clock())
+        self.room = replace(self.room, listening_since=self._clock())
         for name, loop in self._loops.items():
             self._running[name] = self._threads.submit(loop.run)
-        self._scp.start()
+        self._open_door()
         self._schedule_queries()
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -145,6 +146,16 @@ class Node:
     def __exit__(self, *_: object) -> None:
         """Stop the node."""
         self.stop()
+
+    def _open_door(self) -> None:
+        section = self._config.scp
+        try:
+            self._scp.start()
+        except OSError as error:
+            raise ListenError(
+                f"cannot listen on {section.bind} port {section.port}: {error.strerror}; stop what "
+                "listens there, or change [scp] port or bind (ports below 1024 are root's)"
+            ) from error
 
     def _receiver(self) -> Scp:
         section = self._config.scp
@@ -193,13 +204,13 @@ class Node:
     def _take_in(self) -> bool:
         entered = self._indexer.step()
         for push in self._pushes:
-            push.fire(self._room, self._clock())
+            push.fire(self.room, self._clock())
         return entered > 0
 
     def _intake_due(self) -> float | None:
         with self.ledger.read() as books:
             rows = books.arrivals.open_rows()
-        dues = [due for push in self._pushes if (due := push.next_due(rows, self._room))]
+        dues = [due for push in self._pushes if (due := push.next_due(rows, self.room))]
         return min(dues, default=None)
 
     def _work(self) -> bool:
@@ -217,7 +228,7 @@ class Node:
         for number, trigger in enumerate(self._triggers):
             if isinstance(trigger, Query):
                 self._scheduler.add_job(
-                    lambda query=trigger: query.fire(self._room, self._clock()),
+                    lambda query=trigger: query.fire(self.room, self._clock()),
                     trigger.schedule(),
                     id=f"query {number}",
                     coalesce=True,  # ticks missed while the machine slept are one tick

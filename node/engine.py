@@ -15,12 +15,10 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from node.bundle import Bundle
 from node.domain.errors import InferenceError
-from node.domain.finding import Finding
 from node.domain.sampling import index_matrix, resampled
 from node.domain.tensor import TensorSpec
 from node.domain.volume import Grid, Volume
@@ -35,8 +33,6 @@ from node.windows import Window, predict
 
 Progress = Callable[[int, int], None]
 """Called with the blocks done and the blocks to do."""
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,28 +74,6 @@ class Engine:
     def close(self) -> None:
         """Give back what the network holds."""
         self.session.close()
-
-    def assess(
-        self,
-        volumes: Mapping[str, Volume],
-        job_id: str,
-        analysed_at: float,
-        progress: Progress | None = None,
-    ) -> tuple[Finding, ...]:
-        """The findings in the volumes of a study, given by role; see ``examine``.
-
-        What was left out is logged. ``analysed_at`` is the job's, in seconds since the epoch.
-        """
-        found = self.examine(volumes, job_id, progress)
-        _log.info(
-            "assessed",
-            engine=self.bundle.manifest.engine.name,
-            job=job_id,
-            analysed_at=analysed_at,
-            findings=len(found.findings),
-            notes=found.notes,
-        )
-        return found.findings
 
     def examine(
         self, volumes: Mapping[str, Volume], job_id: str, progress: Progress | None = None

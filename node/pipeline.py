@@ -12,7 +12,7 @@ records the outcome, the courier delivers what was frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,12 @@ from node.bundle import Bundle
 from node.conformance import gate
 from node.dicom import pixels
 from node.dicom.headers import read_source
-from node.domain.finding import Assessment, Finding
+from node.domain.finding import Assessment
 from node.domain.job import Job
 from node.domain.stage import Reached, Stage
 from node.domain.study import Study
 from node.engine import Engine
+from node.findings import Found
 from node.outputs import Output, Source
 from node.selection import Choice, Selection, select
 from node.spool import Frozen, Spool
@@ -77,11 +78,11 @@ def run(job: Job, study: Study, setup: Setup, tools: Tools) -> Outcome:
     volumes = {role: pixels.load(choice.geometry) for role, choice in selection.chosen.items()}
     laps.end(Stage.LOADED)
 
-    findings = setup.engine.assess(volumes, job.id, job.created_at, tools.progress)
+    found = setup.engine.examine(volumes, job.id, tools.progress)
     laps.end(Stage.INFERRED)
 
     source = _source(_reference(selection, setup))
-    assessment = Assessment(job.id, setup.bundle.algorithm(), job.created_at, findings)
+    assessment = Assessment(job.id, setup.bundle.algorithm(), job.created_at, found.findings)
     objects = _encode(assessment, source, setup)
     laps.end(Stage.ENCODED)
 
@@ -90,14 +91,14 @@ def run(job: Job, study: Study, setup: Setup, tools: Tools) -> Outcome:
 
     results = _freeze(job, objects, contents, tools.spool)
     laps.end(Stage.RESULT_FROZEN)
-    return Outcome(results, "", _trace(selection, findings, laps))
+    return Outcome(results, "", _trace(selection, found, laps))
 
 
 def _refuse(
     job: Job, study: Study, selection: Selection, setup: Setup, tools: Tools, laps: _Laps
 ) -> Outcome:
     """No series fits. Where the configuration wants it, a report says so to the reader."""
-    trace = _trace(selection, (), laps)
+    trace = _trace(selection, Found(()), laps)
     if not setup.report_refusals:
         return Outcome((), selection.refusal, trace)
     headers = read_source([instance.path for instance in study.instances])
@@ -151,7 +152,7 @@ def _freeze(
     )
 
 
-def _trace(selection: Selection, findings: Sequence[Finding], laps: _Laps) -> dict[str, Any]:
+def _trace(selection: Selection, found: Found, laps: _Laps) -> dict[str, Any]:
     return {
         "series": [
             {
@@ -169,8 +170,9 @@ def _trace(selection: Selection, findings: Sequence[Finding], laps: _Laps) -> di
                 "tracking_id": finding.tracking_id,
                 "measurements": {m.name.meaning: m.value for m in finding.measurements},
             }
-            for finding in findings
+            for finding in found.findings
         ],
+        "notes": list(found.notes),
         "stages": laps.seconds,
     }
 

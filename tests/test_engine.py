@@ -82,7 +82,7 @@ def bright_engine(folder: Path, *parts: str) -> Engine:
 
 def assess(engine: Engine, job: str = "job", **volumes: Volume) -> tuple[Finding, ...]:
     with engine:
-        return engine.assess(volumes, job, 1.7e9)
+        return engine.examine(volumes, job).findings
 
 
 @settings(max_examples=60, deadline=None)
@@ -130,7 +130,7 @@ def test_two_runs_are_identical(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     source = Volume(rng.integers(0, 400, (9, 21, 17)).astype(np.int16), axial(), FRAME)
     engine = bright_engine(tmp_path, *PARTS, ORIENT)
-    first, second = (engine.assess({"flair": source}, "job", 0.0) for _ in range(2))
+    first, second = (engine.examine({"flair": source}, "job").findings for _ in range(2))
     assert first
     for one, other in zip(first, second, strict=True):
         assert one.tracking_uid == other.tracking_uid
@@ -144,7 +144,7 @@ def test_two_runs_are_identical(tmp_path: Path) -> None:
 
 def test_finding_is_tracked_by_its_job(tmp_path: Path) -> None:
     engine = bright_engine(tmp_path)
-    (one,), (other,) = (engine.assess({"flair": image(axial())}, j, 0.0) for j in "ab")
+    (one,), (other,) = (engine.examine({"flair": image(axial())}, j).findings for j in "ab")
     assert one.tracking_id == other.tracking_id == "tester Lesion 1"
     assert one.tracking_uid != other.tracking_uid
 
@@ -305,7 +305,7 @@ def test_output_that_is_not_finite_names_the_network(tmp_path: Path) -> None:
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     with bright_engine(tmp_path) as engine:
-        engine.assess({"flair": image(axial())}, "job", 0.0, lambda *now: told.append(now))
+        engine.examine({"flair": image(axial())}, "job", lambda *now: told.append(now))
     assert told == [(4, 8), (8, 8)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +20,13 @@ from node.windows import Window, predict, tile
 Array = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[Any]]
 
-MODES = ("slice", "stack", "patch", "volume")
+Mode = Literal["slice", "stack", "patch", "volume"]
+MODES: tuple[Mode, ...] = (
+    "slice",
+    "stack",
+    "patch",
+    "volume",
+)
 
 
 def volume(shape: tuple[int, ...], seed: int = 0) -> Array:
@@ -49,12 +55,11 @@ class Recorder:
 
 
 @st.composite
-def windows(draw: st.DrawFn, planar: bool | None = None) -> Window:
-    modes = MODES if planar is None else MODES[:2] if planar else MODES[2:]
-    mode = draw(st.sampled_from(modes))
+def windows(draw: st.DrawFn) -> Window:
+    mode = draw(st.sampled_from(MODES))
     axes = {"slice": 2, "stack": 2, "patch": 3, "volume": 0}[mode]
     return Window(
-        mode=mode,  # type: ignore[arg-type]
+        mode=mode,
         patch=draw(st.tuples(*[st.integers(0, 9)] * axes)),
         overlap=draw(st.floats(0, 0.9)),
         batch=draw(st.integers(1, 5)),
@@ -143,7 +148,7 @@ def test_channels_last_is_the_same_as_channels_first(
         assert feeds["image"].flags.c_contiguous
         return {"out": np.moveaxis(nonlinear({"image": first})["out"], 1, -1)}
 
-    layout = "NHWC" if window.planar else "NDHWC"
+    layout: Literal["NHWC", "NDHWC"] = "NHWC" if window.planar else "NDHWC"
     image = volume(shape)
     expected = predict(nonlinear, {"image": image}, window, "out")
     result = predict(last, {"image": image}, replace(window, layout=layout), "out")
@@ -229,6 +234,17 @@ def test_skipped_air_is_background_where_classes_exclude_one_another() -> None:
     result = predict(network, {"image": image}, window, "out")
     np.testing.assert_allclose(result.sum(axis=0), 1, atol=1e-6)
     np.testing.assert_allclose(result[1], image[0], atol=1e-6)
+
+
+def test_volume_of_air_alone_is_background_alone() -> None:
+    def network(feeds: Tensors) -> Tensors:
+        air = np.ones_like(feeds["image"])
+        return {"out": np.concatenate([air, 1 - air], axis=1)}
+
+    window = Window("patch", patch=(3, 3, 3), skip_air=True, exclusive=True)
+    result = predict(network, {"image": np.zeros((1, 5, 5, 5), np.float32)}, window, "out")
+    np.testing.assert_allclose(result[0], 1, atol=1e-6)
+    assert (result[1] == 0).all()
 
 
 def test_logits_become_probabilities_before_they_are_blended() -> None:

@@ -79,10 +79,10 @@ class Failing:
         self._setup = setup
         self._errors = errors
 
-    def assess(self, *arguments: object) -> object:
+    def examine(self, *arguments: object) -> object:
         if self._errors:
             raise self._errors.pop(0)
-        return self._setup.engine.assess(*arguments)  # type: ignore[arg-type]
+        return self._setup.engine.examine(*arguments)  # type: ignore[arg-type]
 
 
 def failing(bench: Bench, *errors: Exception) -> Setup:

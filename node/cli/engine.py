@@ -36,6 +36,7 @@ def list_engines(as_json: JsonOption = False) -> None:
         for one in found
     ]
     table = Table("name", "version", "task", "what it finds", "clinical use", "package")
+    table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(
             str(row["name"]),

@@ -78,7 +78,10 @@ def send(
 
 def pull(
     accession: Annotated[str, typer.Argument(help="Accession number of the study.")],
-    peer: Annotated[str, typer.Option("--from", help="Name of a [[peer]]; default: the first.")],
+    peer: Annotated[
+        str,
+        typer.Option("--from", help="Name of a [[peer]]; default: the one that queries go to."),
+    ] = "",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,7 +89,8 @@ def pull(
     from node.triggers.query import pull as fetch
 
     settings = configuration(config)
-    studies = fetch(settings.known_network, known_peer(settings, peer), accession)
+    source = known_peer(settings, peer or _queried(settings))
+    studies = fetch(settings.known_network, source, accession)
     lines = [
         f"{match.study_uid}: {moved.completed} instances sent to us" for match, moved in studies
     ]
@@ -100,6 +104,18 @@ def known_peer(settings: Config, name: str) -> Peer:
         names = ", ".join(peer.name for peer in settings.peers) or "none"
         raise ConfigError((Fault("peer", f"there is no peer {name!r}; configured: {names}"),))
     return found
+
+
+def _queried(settings: Config) -> str:
+    """The peer of the first query trigger, else the only peer that can be called."""
+    for entry in settings.triggers:
+        if entry.kind == "query":
+            return str(entry.table.get("peer", ""))
+    callable_peers = [peer.name for peer in settings.peers if peer.port]
+    if len(callable_peers) == 1:
+        return callable_peers[0]
+    names = ", ".join(callable_peers) or "none has a port"
+    raise ConfigError((Fault("--from", f"say which peer has the study: {names}"),))
 
 
 def dicom_files(directory: Path) -> list[Path]:

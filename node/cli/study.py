@@ -43,6 +43,8 @@ def jobs(
     with _ledger(config) as ledger, ledger.read() as books:
         rows = books.jobs.recent(limit, state)
     table = Table("created", "state", "engine", "attempts", "study", "reason")
+    # A UID is copied from here into ``why``, so it is folded rather than cut off.
+    table.columns[4].overflow = "fold"
     for row in rows:
         job = row.job
         table.add_row(
@@ -107,6 +109,7 @@ def _job_lines(story: JobStory) -> Iterator[str]:
     if story.stages:
         yield "    " + ", ".join(f"{name} {value:.2f} s" for name, value in story.stages.items())
     yield from _finding_lines(story.row.trace.get("findings", ()))
+    yield from (f"    {note}" for note in story.row.trace.get("notes", ()))
     for result in story.results:
         yield f"    made {result.kind} {result.sop_instance_uid}"
     for row in story.deliveries:

@@ -13,11 +13,13 @@ import unicodedata
 from copy import deepcopy
 
 from pydicom.charset import convert_encodings, default_encoding
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.tag import BaseTag, Tag
+from pydicom.valuerep import validate_value
 
 CHARACTER_SET = "SpecificCharacterSet"
 
@@ -168,8 +170,7 @@ def carry(header: Dataset, result: Dataset) -> None:
         result[_tag(CHARACTER_SET)] = _unchanged(header, _tag(CHARACTER_SET))
     for keyword in CARRIED:
         tag = _tag(keyword)
-        # An empty optional attribute says nothing, and breaks the rules where it is Type 1C.
-        if tag in header and (keyword in MANDATORY or not _empty(header, tag)):
+        if tag in header and (keyword in (*IDENTITY, *MANDATORY) or _sound(header, tag)):
             result[tag] = _unchanged(header, tag)
         elif keyword in MANDATORY:
             setattr(result, keyword, None)
@@ -181,9 +182,20 @@ def carry(header: Dataset, result: Dataset) -> None:
     result.set_original_encoding(False, True, _encodings(result))
 
 
-def _empty(header: Dataset, tag: BaseTag) -> bool:
+def _sound(header: Dataset, tag: BaseTag) -> bool:
+    """Whether an optional attribute is worth carrying: it has a value, and a legal one.
+
+    An empty one says nothing and breaks the rules where it is Type 1C, and an age of "81" would
+    make a sender's fault ours.
+    """
     element = header.get_item(tag)
-    return element is None or not element.value
+    if element is None or not element.value:
+        return False
+    try:
+        validate_value(dictionary_VR(tag), text(header, keyword_for_tag(tag)), RAISE)
+    except ValueError:
+        return False
+    return True
 
 
 def _unchanged(header: Dataset, tag: BaseTag) -> DataElement | RawDataElement:

@@ -14,6 +14,7 @@
     +-- InferenceError         the runtime failed or gave unusable output
     +-- EncodingError          a result object could not be made
     |   +-- ConformanceError   a result object was made but breaks the standard
+    +-- ListenError            our own port cannot be opened
     +-- PeerError              talking to another DICOM node failed
         +-- PeerUnreachable    no association: refused, timed out, host unknown (retryable)
         +-- PeerRejected       the peer rejected the association (AE title, limits)
@@ -101,6 +102,10 @@ class EncodingError(NodeError):
 
 class ConformanceError(EncodingError):
     """A result object breaks the standard; it is not sent."""
+
+
+class ListenError(NodeError):
+    """Our own port cannot be opened: it is taken, reserved, or not this machine's address."""
 
 
 class PeerError(NodeError):

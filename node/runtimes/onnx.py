@@ -53,7 +53,6 @@ class Onnx:
             raise InferenceError(f"onnxruntime cannot be used ({error}): install it") from error
         if not model.is_file():
             raise InferenceError(f"there is no model file {model}")
-        onnxruntime.set_default_logger_severity(_FATAL)
         failures = _failures(onnxruntime)
         try:
             session = onnxruntime.InferenceSession(

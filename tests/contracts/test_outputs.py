@@ -90,7 +90,7 @@ def test_another_job_makes_another_object_in_another_series(kind: str) -> None:
 
 @kinds
 def test_headers_that_no_library_takes_are_no_obstacle(kind: str) -> None:
-    odd = {"PatientSex": "W", "PatientBirthDate": "00000000", "PatientAge": "old", "StudyTime": "?"}
+    odd = {"PatientSex": "W", "PatientBirthDate": "00000000", "StudyTime": "?", "StudyID": "x" * 20}
     images = source(SeriesSpec(extra=odd, patient_name="a=b=c=d^^^^^^^"))
     made = OUTPUTS[kind]().encode(assessment(), images, ())
     assert made is not None

@@ -59,11 +59,34 @@ def test_an_empty_optional_attribute_is_not_taken_over() -> None:
     assert result.PatientAge == "064Y"
 
 
+def test_an_illegal_optional_value_stays_the_sender_s_fault() -> None:
+    origin = header(PatientAge="81", PatientWeight="70", StudyDescription="x" * 70)
+    raw = origin.get_item("PatientWeight")
+    assert isinstance(raw, RawDataElement)
+    origin["PatientWeight"] = raw._replace(value=b"heavy ", length=6)
+    result = carried(origin)
+    for keyword in ("PatientAge", "PatientWeight", "StudyDescription"):
+        assert keyword not in result
+
+
 @pytest.mark.parametrize(("method", "kept"), [("pseudonyms", True), ("", False)])
 def test_identity_removed_is_said_only_with_its_method(method: str, kept: bool) -> None:
     result = carried(header(PatientIdentityRemoved="YES", DeidentificationMethod=method))
     assert ("PatientIdentityRemoved" in result) is kept
     assert ("DeidentificationMethod" in result) is kept
+
+
+def test_a_value_of_odd_length_is_padded_as_its_kind_demands() -> None:
+    origin = header()
+    for keyword, value in (("PatientID", b"odd"), ("StudyInstanceUID", b"1.2.3")):
+        raw = origin.get_item(keyword)
+        assert isinstance(raw, RawDataElement)
+        origin[keyword] = raw._replace(value=value, length=len(value))
+    result = carried(origin)
+    assert [result.get_item(k).value for k in ("PatientID", "StudyInstanceUID")] == [
+        b"odd ",
+        b"1.2.3\0",
+    ]
 
 
 def test_no_attribute_of_the_series_or_image_travels() -> None:

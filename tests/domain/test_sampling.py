@@ -38,7 +38,10 @@ def reference(
     limits = np.array(volume.grid.shape)[:, None, None, None] - 1
     return np.asarray(
         ndimage.map_coordinates(
-            volume.voxels.astype(np.float64), np.clip(places, 0, limits), order=order, mode=mode
+            volume.voxels.astype(np.float64),
+            np.clip(places, 0, limits),
+            order=order,
+            mode=mode,  # type: ignore[call-overload]
         )
     )
 

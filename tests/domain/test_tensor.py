@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from node.domain.tensor import TensorSpec
 
@@ -25,7 +28,7 @@ def test_dynamic_axis_takes_any_length(batch: int) -> None:
     ],
     ids=["type", "length", "fewer axes", "more axes"],
 )
-def test_other_type_or_shape_is_not_admitted(array: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_other_type_or_shape_is_not_admitted(array: NDArray[Any]) -> None:
     assert not SPEC.admits(array)
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from node.domain.errors import InferenceError
-from node.domain.voxels import finite, foreground, otsu, threshold
+from node.domain.voxels import Voxels, finite, foreground, otsu, threshold
 
 
-def head() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def head() -> Voxels:
     """Air about 10, a ball of tissue about 300, a few voxels of 60000."""
     rng = np.random.default_rng(2)
     away = np.linalg.norm(
@@ -17,7 +17,7 @@ def head() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     )
     voxels = np.where(away < 9, rng.normal(300, 25, away.shape), rng.normal(10, 4, away.shape))
     voxels[0, 0, :3] = 60000
-    return voxels.astype(np.float32)
+    return np.asarray(voxels, np.float32)
 
 
 def test_float32_passes_without_a_copy() -> None:

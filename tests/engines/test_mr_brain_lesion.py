@@ -33,7 +33,7 @@ def made() -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
 
 
 def dice(engine: Engine, volume: Volume, lesion: NDArray[np.bool_]) -> float:
-    findings = engine.assess({"flair": volume}, "job", 0.0)
+    findings = engine.examine({"flair": volume}, "job").findings
     found = np.any([finding.mask for finding in findings], axis=0)
     return float(2 * (found & lesion).sum() / (found.sum() + lesion.sum()))
 

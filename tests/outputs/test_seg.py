@@ -275,6 +275,16 @@ def test_slices_say_their_distance_even_where_the_header_is_wrong() -> None:
     assert float(measures.SliceThickness) == 5.0
 
 
+def test_pixels_are_padded_with_zeros() -> None:
+    shape = (2, 3, 7)
+    mask = np.zeros(shape, bool)
+    mask[0] = True
+    small = replace(finding(), mask=mask, outline=None)
+    dataset = encoded(replace(assessment(), findings=(small,)), source(shape=shape))
+    # 21 bits are three bytes, and a value has an even length.
+    assert dataset.PixelData == b"\xff\xff\x1f\x00"
+
+
 def test_a_missing_slice_thickness_is_no_obstacle() -> None:
     images = source(SeriesSpec(extra={"SliceThickness": None}))
     measures = shared(encoded(images=images)).PixelMeasuresSequence[0]

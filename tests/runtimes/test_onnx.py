@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
@@ -44,6 +46,13 @@ def doubling(path: Path, shape: Shape = ("batch", 1, 4, 4), kind: int = FLOAT) -
     """Adds its input to itself."""
     nodes = [helper.make_node("Add", ["image", "image"], ["twice"])]
     return model(path, nodes, {"image": (kind, shape)}, {"twice": (kind, shape)})
+
+
+def mismatching(path: Path) -> Path:
+    """A matrix product, which fails when the matrices do not fit."""
+    nodes = [helper.make_node("MatMul", ["a", "b"], ["out"])]
+    shape: tuple[int, Shape] = (FLOAT, [None, None])
+    return model(path, nodes, {"a": shape, "b": shape}, {"out": shape})
 
 
 def test_network_computes_with_any_batch(tmp_path: Path) -> None:
@@ -100,8 +109,8 @@ def test_number_types_have_numpy_names(tmp_path: Path, kind: int, dtype: str) ->
 )
 def test_wrong_tensor_is_named_with_what_was_wanted_and_what_came(
     tmp_path: Path,
-    image: np.ndarray,
-    got: str,  # type: ignore[type-arg]
+    image: NDArray[Any],
+    got: str,
 ) -> None:
     session = Onnx(threads=1).load(doubling(tmp_path / "m.onnx"))
     with pytest.raises(InferenceError, match=rf"image: float32 \(any, 1, 4, 4\).*{got}"):
@@ -115,11 +124,7 @@ def test_absent_and_unknown_tensors_are_named(tmp_path: Path) -> None:
 
 
 def test_network_that_fails_while_running_says_why(tmp_path: Path) -> None:
-    nodes = [helper.make_node("MatMul", ["a", "b"], ["out"])]
-    shape = (FLOAT, [None, None])
-    session = Onnx(threads=1).load(
-        model(tmp_path / "m.onnx", nodes, {"a": shape, "b": shape}, {"out": shape})
-    )
+    session = Onnx(threads=1).load(mismatching(tmp_path / "m.onnx"))
     with pytest.raises(InferenceError, match=r"m\.onnx failed: .*MatMul"):
         session.infer({"a": np.zeros((2, 3), np.float32), "b": np.zeros((4, 5), np.float32)})
 
@@ -162,6 +167,7 @@ def test_closed_network_says_so_and_closes_twice(tmp_path: Path) -> None:
 def test_every_level_of_rewriting_gives_the_same_numbers(tmp_path: Path) -> None:
     path = convolution(tmp_path / "m.onnx")
     image = np.random.default_rng(0).random((2, 1, 16, 16), np.float32)
+    levels: tuple[Literal["none", "basic", "extended", "all"], ...]
     levels = ("none", "basic", "extended", "all")
     found = [Onnx(1, level).load(path).infer({"image": image})["out"] for level in levels]
     for other in found[1:]:
@@ -191,7 +197,7 @@ def convolution(path: Path) -> Path:
 
 
 def test_nothing_is_said_on_standard_error(tmp_path: Path) -> None:
-    path = doubling(tmp_path / "m.onnx")
+    path, failing = doubling(tmp_path / "m.onnx"), mismatching(tmp_path / "failing.onnx")
     code = (
         "import sys, pathlib, numpy as np\n"
         "from node.domain.errors import InferenceError\n"
@@ -199,10 +205,18 @@ def test_nothing_is_said_on_standard_error(tmp_path: Path) -> None:
         "session = Onnx().load(pathlib.Path(sys.argv[1]))\n"
         "session.infer({'image': np.zeros((1, 1, 4, 4), np.float32)})\n"
         "pathlib.Path(sys.argv[1]).write_bytes(b'no model')\n"
+        "refused = 0\n"
         "try:\n    Onnx().load(pathlib.Path(sys.argv[1]))\n"
-        "except InferenceError:\n    pass\n"
+        "except InferenceError:\n    refused += 1\n"
+        "session = Onnx().load(pathlib.Path(sys.argv[2]))\n"
+        "square = np.zeros((2, 3), np.float32)\n"
+        "try:\n    session.infer({'a': square, 'b': square})\n"
+        "except InferenceError:\n    refused += 1\n"
+        "sys.exit(refused - 2)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, failing], capture_output=True, check=True
+    )
     assert (done.stdout, done.stderr) == (b"", b"")
 
 

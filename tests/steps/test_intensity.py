@@ -122,9 +122,9 @@ def test_prediction_of_another_shape_is_refused() -> None:
         lambda: Percentile(lower=60, upper=40),
         lambda: Percentile(upper=101),
         lambda: ZScore(foreground=1.5),
-        lambda: ZScore(foreground="bright"),
+        lambda: ZScore(foreground="bright"),  # type: ignore[arg-type]
         lambda: ZScore(clip=-1),
-        lambda: Cast(dtype="uint16"),
+        lambda: Cast(dtype="uint16"),  # type: ignore[arg-type]
         lambda: GreyWindow(centre=float("nan"), width=1),
     ],
 )
@@ -137,7 +137,7 @@ def reference(voxels: NDArray[np.float64]) -> NDArray[np.float32]:
     """The normalisation that the brain engine was trained with, written down on its own."""
     grid = voxels.astype(np.float32)
     foreground = grid[grid > 0.15 * np.percentile(grid, 99)]
-    return np.clip((grid - foreground.mean()) / foreground.std(), -5, 5)
+    return np.asarray(np.clip((grid - foreground.mean()) / foreground.std(), -5, 5), np.float32)
 
 
 def test_the_training_normalisation_of_the_brain_engine_can_be_expressed_exactly() -> None:

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from node.domain.errors import InferenceError
+from node.domain.sampling import Order
 from node.domain.volume import Affine, Grid, Volume
+from node.steps import Step
 from node.steps.spatial import CropForeground, CropOrPad, Orient, PadToMultiple, Resample
 from tests.steps.volumes import affine, affines, blob, dice, noise, patient
 
@@ -114,6 +116,12 @@ def test_every_length_becomes_the_next_multiple(
     assert np.array_equal(there_and_back(step, volume).voxels[0], volume.voxels)
 
 
+def test_filling_to_a_multiple_is_even_on_both_sides() -> None:
+    voxels = np.array([5, 6, 7], np.int16).reshape(1, 1, 3)
+    after = PadToMultiple((1, 1, 7), value=-1).forward(Volume(voxels, affine()))
+    assert after.voxels.ravel().tolist() == [-1, -1, 5, 6, 7, -1, -1]
+
+
 def test_foreground_stays_with_its_margin_and_comes_back() -> None:
     voxels = np.full((10, 30, 30), -1000, np.int16)
     voxels[4:6, 10:20, 8:25] = 40
@@ -177,8 +185,9 @@ def test_linear_ramp_keeps_its_value_at_every_patient_coordinate() -> None:
     points = np.tensordot(place[:3, :3], index, 1) + place[:3, 3, None, None, None]
     slope = np.array([0.7, -1.3, 2.1])
     volume = Volume(np.tensordot(slope, points, 1), place)
-    for order in (1, 3):
-        after = Resample((2.0, 1.7, 1.4), order=order).forward(volume)  # type: ignore[arg-type]
+    orders: tuple[Order, ...] = (1, 3)
+    for order in orders:
+        after = Resample((2.0, 1.7, 1.4), order=order).forward(volume)
         inner = np.indices(after.grid.shape)
         where = np.tensordot(after.affine[:3, :3], inner, 1) + after.affine[:3, 3, None, None, None]
         part = (..., slice(12, -12), slice(8, -8), slice(8, -8))
@@ -244,7 +253,7 @@ def test_steps_in_a_row_come_back_in_reverse() -> None:
     )
     middle = patient(volume.affine, np.array([12.0, 20, 18]))
     volume = blob(volume.affine, (24, 40, 36), middle, 22.0)
-    steps = [
+    steps: list[Step] = [
         Orient("RAS"),
         CropForeground(10, 3),
         Resample((1.3, 1.3, 2.0)),
@@ -269,11 +278,11 @@ def test_steps_in_a_row_come_back_in_reverse() -> None:
         lambda: Orient("lps"),
         lambda: Orient("LPSI"),
         lambda: Resample((-1, 1, 1)),
-        lambda: Resample((1, 1, 1), order=2),
+        lambda: Resample((1, 1, 1), order=2),  # type: ignore[arg-type]
         lambda: CropOrPad((0, -4, 4)),
         lambda: PadToMultiple((0, 1, 1)),
         lambda: CropForeground(margin_mm=-1),
-        lambda: CropForeground(threshold="mean"),
+        lambda: CropForeground(threshold="mean"),  # type: ignore[arg-type]
     ],
 )
 def test_options_that_make_no_sense_are_refused(make: type[object]) -> None:

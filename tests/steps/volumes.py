@@ -45,7 +45,7 @@ def affines(draw: st.DrawFn) -> Affine:
 
 def patient(place: Affine, index: NDArray[np.float64]) -> NDArray[np.float64]:
     """Patient coordinates of an index (k, j, i), mm."""
-    return (place @ [*index, 1])[:3]
+    return np.asarray((place @ [*index, 1])[:3], np.float64)
 
 
 def blob(
