@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from typing import TYPE_CHECKING
 
 import typer
@@ -48,6 +49,10 @@ def configure_logging(section: LoggingSection) -> None:
     """Structured lines on standard error; JSON where nobody looks on."""
     import structlog
 
+    # pydicom complains of odd values by quoting them, and a value may be a patient's.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="pydicom")
+    warnings.filterwarnings("ignore", module="highdicom")
     level = getattr(logging, section.level.upper())
     text = section.format == "text" or (section.format == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (

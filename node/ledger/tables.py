@@ -35,6 +35,8 @@ studies = Table(
     Column("revision", String(64), nullable=False, default=""),
     Column("completed_at", Float),
     Column("rule", String(32), nullable=False, default=""),
+    # Digest of the patient's identity in the study's first instance: the others must agree.
+    Column("patient_key", String(64), nullable=False, default="", server_default=""),
 )
 Index(None, studies.c.accession)
 Index(None, studies.c.opened_at)
@@ -52,6 +54,8 @@ instances = Table(
     Column("received_at", Float, nullable=False),
     Column("path", Text, nullable=False),
     Column("facts", Text, nullable=False),
+    # Where native pixel data begins in the file; None where it was not found or is compressed.
+    Column("pixel_offset", Integer),
 )
 Index(None, instances.c.study_uid)
 
@@ -71,6 +75,10 @@ jobs = Table(
     Column("finished_at", Float),
     Column("reason", Text, nullable=False, default=""),
     Column("trace", Text, nullable=False, default="{}"),
+    Column("priority", Integer, nullable=False, default=0, server_default="0"),
+    Column("deadline_at", Float),
+    # The job of an earlier revision whose results this job's results replace.
+    Column("supersedes", String(32), nullable=False, default="", server_default=""),
 )
 Index(None, jobs.c.state, jobs.c.due_at)
 Index(None, jobs.c.study_uid)
@@ -100,6 +108,10 @@ deliveries = Table(
     Column("sent_at", Float),
     Column("status", Integer, nullable=False, default=0),
     Column("reason", Text, nullable=False, default=""),
+    # How far it is proven that the destination keeps what it accepted.
+    Column("proof", String(16), nullable=False, default="", server_default=""),
+    Column("proof_due_at", Float),
+    Column("transaction_uid", String(64), nullable=False, default="", server_default=""),
     UniqueConstraint("sop_instance_uid", "destination"),
 )
 Index(None, deliveries.c.state, deliveries.c.due_at)
@@ -113,8 +125,27 @@ events = Table(
     Column("study_uid", String(64), nullable=False, default=""),
     Column("job_id", String(32), nullable=False, default=""),
     Column("words", Text, nullable=False, default=""),
+    Column("actor", String(64), nullable=False, default="", server_default=""),
+    # sha256 over the row before and this one: what is changed afterwards shows.
+    Column("chain", String(64), nullable=False, default="", server_default=""),
 )
 Index(None, events.c.study_uid)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("sop_instance_uid", String(64), nullable=False, default=""),
+    Column("study_uid", String(64), nullable=False, default=""),
+    Column("kind", String(32), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("closed_at", Float),
+    Column("actor", String(64), nullable=False, default=""),
+)
+Index(None, quarantine.c.state)
 
 pulls = Table(
     "pulls",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -47,6 +48,9 @@ class Onnx:
 
         Raises InferenceError when the file is absent or is no model that this version can run.
         """
+        # It reports its use to its maker unless told not to before it is imported; what runs in a
+        # hospital reports to nobody.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         try:
             import onnxruntime
         except ImportError as error:
@@ -67,7 +71,9 @@ class Onnx:
 
     def _options(self, onnxruntime: ModuleType) -> SessionOptions:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        # A number of our own, even for "all": left to itself it binds threads to cores, which the
+        # service's sandbox forbids.
+        options.intra_op_num_threads = self.threads or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1
         options.graph_optimization_level = getattr(
             onnxruntime.GraphOptimizationLevel, _LEVELS[self.optimise]

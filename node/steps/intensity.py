@@ -19,7 +19,6 @@ from node.domain.voxels import Voxels, finite, foreground
 
 Rule = Literal["all", "positive", "otsu"] | Annotated[float, Field(gt=0, lt=1)]
 
-
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 

@@ -27,7 +27,6 @@ Connectivity = Literal[6, 18, 26]
 
 _RANK = {6: 1, 18: 2, 26: 3}
 
-
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 

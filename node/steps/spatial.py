@@ -39,7 +39,6 @@ _DIRECTIONS = {
 _LARGEST = 2**31
 """Voxels: more than any study needs and less than what ends the process for want of memory."""
 
-
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 

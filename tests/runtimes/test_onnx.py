@@ -18,6 +18,8 @@ from pydantic import ValidationError
 from node.domain.errors import InferenceError
 from node.domain.tensor import TensorSpec
 from node.runtimes.onnx import Onnx
+from tests.engines.package import brighter_than
+from tests.places import ROOT
 
 FLOAT = TensorProto.FLOAT
 Shape = Sequence[int | str | None]
@@ -224,3 +226,19 @@ def test_nothing_is_said_on_standard_error(tmp_path: Path) -> None:
 def test_options_that_make_no_sense_are_refused(table: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Onnx(**table)  # type: ignore[arg-type]
+
+
+def test_nothing_is_reported_to_the_makers_of_the_runtime(tmp_path: Path) -> None:
+    """ONNX Runtime keeps the id under which it reports in the home directory."""
+    model = brighter_than(tmp_path / "model.onnx", 1.0)
+    home = tmp_path / "home"
+    home.mkdir()
+    code = "from pathlib import Path; from node.runtimes.onnx import Onnx; import sys;"
+    code += "Onnx().load(Path(sys.argv[1])).close()"
+    subprocess.run(
+        [sys.executable, "-c", code, str(model)],
+        check=True,
+        cwd=ROOT,
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(home / "cache")},
+    )
+    assert list(home.rglob("*")) == []
