@@ -24,9 +24,9 @@ from node.domain.peer import Network, Peer
 class Requestor(Association):
     """An association that we ask for.
 
-    pynetdicom's ``send_c_...`` wait until the association's own thread stands still. When the peer
-    has gone in that moment the thread has ended, and they would wait for ever; here an ended
-    thread counts as one that stands still, and the missing answer ends the call.
+    pynetdicom's ``send_c_...`` wait until the association's own thread stands still. After an
+    error inside the library that thread has ended without saying so, and they would wait for ever;
+    here an ended thread counts as one that stands still, and the missing answer ends the call.
     """
 
     def __init__(self, entity: AE) -> None:

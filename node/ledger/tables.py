@@ -79,6 +79,8 @@ jobs = Table(
     Column("deadline_at", Float),
     # The job of an earlier revision whose results this job's results replace.
     Column("supersedes", String(32), nullable=False, default="", server_default=""),
+    # Which worker runs it, so that a worker that starts again takes back its own jobs only.
+    Column("worker", String(64), nullable=False, default="", server_default=""),
 )
 Index(None, jobs.c.state, jobs.c.due_at)
 Index(None, jobs.c.study_uid)

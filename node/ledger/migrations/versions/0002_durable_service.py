@@ -54,13 +54,14 @@ def upgrade() -> None:
         batch_op.add_column(
             sa.Column("supersedes", sa.String(length=32), server_default="", nullable=False)
         )
+        batch_op.add_column(
+            sa.Column("worker", sa.String(length=64), server_default="", nullable=False)
+        )
 
     with op.batch_alter_table("studies", schema=None) as batch_op:
         batch_op.add_column(
             sa.Column("patient_key", sa.String(length=64), server_default="", nullable=False)
         )
-
-    # ### end Alembic commands ###
 
 
 def downgrade() -> None:
@@ -69,6 +70,7 @@ def downgrade() -> None:
         batch_op.drop_column("patient_key")
 
     with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.drop_column("worker")
         batch_op.drop_column("supersedes")
         batch_op.drop_column("deadline_at")
         batch_op.drop_column("priority")
@@ -89,4 +91,3 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_quarantine_state"))
 
     op.drop_table("quarantine")
-    # ### end Alembic commands ###
