@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from node.dicom.contexts import read_label
 from node.dicom.wire import is_uid
-from node.domain.errors import HeaderError, PeerUnreachable
+from node.domain.errors import HeaderError, PeerUnreachable, may_pass
 from node.domain.peer import Network, Receipt
 
 
@@ -29,18 +29,27 @@ class Folder:
         The same bytes a second time are accepted; other bytes under the same UID are not, because
         somebody may already have read the first.
         """
+        self.probe(network)
+        for file in files:
+            yield self._placed(file)
+
+    def probe(self, network: Network) -> None:
+        """Raises PeerUnreachable when the folder is not there and cannot be made."""
         try:
             self.path.mkdir(exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
-        for file in files:
-            yield self._placed(file)
+
+    def prover(self) -> None:
+        """None: an accepted file is on the disk, or on whatever is mounted there."""
 
     def _placed(self, file: Path) -> Receipt:
         try:
             uid = read_label(file).sop_instance_uid
             content = file.read_bytes()
         except (HeaderError, OSError) as error:
+            if isinstance(error, OSError) and may_pass(error):
+                raise
             return Receipt("", accepted=False, reason=f"{file.name} is unreadable: {error}")
         # A UID from a file is text like any other until it has been looked at.
         stem = uid if is_uid(uid) else hashlib.sha256(uid.encode()).hexdigest()

@@ -7,6 +7,7 @@ a transition that is not in the table never reaches the disk.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,14 +17,20 @@ from node.domain.errors import NodeError
 class JobState(StrEnum):
     """Where a job stands."""
 
+    HELD = "held"
+    """Entered, but not run until a person says so."""
     QUEUED = "queued"
     RUNNING = "running"
+    CANCELLING = "cancelling"
+    """A person has cancelled it while it ran; its worker stops at the next stage."""
     DONE = "done"
     """Results are frozen on disk; their deliveries have begun."""
     REFUSED = "refused"
     """No series fits the engine; the reasons are in words. Not a failure."""
     FAILED = "failed"
     """Given up after the last attempt, or at once when trying again cannot help."""
+    CANCELLED = "cancelled"
+    """Ended by a person; nothing of it was delivered."""
 
 
 class JobEvent(StrEnum):
@@ -34,6 +41,11 @@ class JobEvent(StrEnum):
     REFUSE = "refuse"
     RETRY = "retry"
     GIVE_UP = "give up"
+    RELEASE = "release"
+    """A person wants it run: held before, or failed, or cancelled."""
+    CANCEL = "cancel"
+    STOP = "stop"
+    """The worker of a job that was cancelled has stopped, or died."""
 
 
 JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
@@ -44,7 +56,20 @@ JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.RUNNING, JobEvent.REFUSE): JobState.REFUSED,
     (JobState.RUNNING, JobEvent.RETRY): JobState.QUEUED,
     (JobState.RUNNING, JobEvent.GIVE_UP): JobState.FAILED,
+    # A job that nobody began by its deadline.
+    (JobState.QUEUED, JobEvent.GIVE_UP): JobState.FAILED,
+    (JobState.HELD, JobEvent.RELEASE): JobState.QUEUED,
+    (JobState.FAILED, JobEvent.RELEASE): JobState.QUEUED,
+    (JobState.CANCELLED, JobEvent.RELEASE): JobState.QUEUED,
+    (JobState.HELD, JobEvent.CANCEL): JobState.CANCELLED,
+    (JobState.QUEUED, JobEvent.CANCEL): JobState.CANCELLED,
+    (JobState.FAILED, JobEvent.CANCEL): JobState.CANCELLED,
+    (JobState.RUNNING, JobEvent.CANCEL): JobState.CANCELLING,
+    (JobState.CANCELLING, JobEvent.CANCEL): JobState.CANCELLING,
+    (JobState.CANCELLING, JobEvent.STOP): JobState.CANCELLED,
 }
+ENDED_JOBS = frozenset({JobState.DONE, JobState.REFUSED, JobState.CANCELLED})
+"""Where nothing is left to do. A failed job is not among them: it waits for a person."""
 
 
 class DeliveryState(StrEnum):
@@ -53,10 +78,20 @@ class DeliveryState(StrEnum):
     WAITING = "waiting"
     SENT = "sent"
     """The peer answered success, a warning, or "duplicate SOP instance"."""
+    COMMITTED = "committed"
+    """The peer has taken responsibility for it (Storage Commitment, PS3.4 Annex J)."""
+    VERIFIED = "verified"
+    """The peer has answered a C-FIND for its SOP Instance UID with it."""
     HELD = "held"
     """The peer refused for a reason that another try does not change; a person decides."""
     DEAD = "dead"
     """Given up after the last attempt."""
+    DISCARDED = "discarded"
+    """A person decided that it is not to be sent."""
+
+
+DELIVERED = frozenset({DeliveryState.SENT, DeliveryState.COMMITTED, DeliveryState.VERIFIED})
+"""The states in which the destination has accepted the result."""
 
 
 class DeliveryEvent(StrEnum):
@@ -66,7 +101,13 @@ class DeliveryEvent(StrEnum):
     POSTPONE = "postpone"
     HOLD = "hold"
     GIVE_UP = "give up"
+    COMMIT = "commit"
+    VERIFY = "verify"
+    RESEND = "send again"
+    """The peer accepted it, and does not have it."""
     RELEASE = "release"
+    """A person wants it sent, whatever was before."""
+    DISCARD = "discard"
 
 
 DELIVERY_TRANSITIONS: dict[tuple[DeliveryState, DeliveryEvent], DeliveryState] = {
@@ -74,8 +115,27 @@ DELIVERY_TRANSITIONS: dict[tuple[DeliveryState, DeliveryEvent], DeliveryState] =
     (DeliveryState.WAITING, DeliveryEvent.POSTPONE): DeliveryState.WAITING,
     (DeliveryState.WAITING, DeliveryEvent.HOLD): DeliveryState.HELD,
     (DeliveryState.WAITING, DeliveryEvent.GIVE_UP): DeliveryState.DEAD,
+    (DeliveryState.SENT, DeliveryEvent.COMMIT): DeliveryState.COMMITTED,
+    # A report that comes so late that the object was asked for meanwhile.
+    (DeliveryState.VERIFIED, DeliveryEvent.COMMIT): DeliveryState.COMMITTED,
+    (DeliveryState.SENT, DeliveryEvent.VERIFY): DeliveryState.VERIFIED,
+    (DeliveryState.SENT, DeliveryEvent.RESEND): DeliveryState.WAITING,
+    # Now, not when it is due.
+    (DeliveryState.WAITING, DeliveryEvent.RELEASE): DeliveryState.WAITING,
+    # A PACS that was restored from an old copy has lost what it had accepted and even proven.
+    (DeliveryState.SENT, DeliveryEvent.RELEASE): DeliveryState.WAITING,
+    (DeliveryState.COMMITTED, DeliveryEvent.RELEASE): DeliveryState.WAITING,
+    (DeliveryState.VERIFIED, DeliveryEvent.RELEASE): DeliveryState.WAITING,
     (DeliveryState.HELD, DeliveryEvent.RELEASE): DeliveryState.WAITING,
     (DeliveryState.DEAD, DeliveryEvent.RELEASE): DeliveryState.WAITING,
+    (DeliveryState.WAITING, DeliveryEvent.DISCARD): DeliveryState.DISCARDED,
+    (DeliveryState.HELD, DeliveryEvent.DISCARD): DeliveryState.DISCARDED,
+    (DeliveryState.DEAD, DeliveryEvent.DISCARD): DeliveryState.DISCARDED,
+    # It was on the wire when it was discarded. What the peer has accepted it has.
+    (DeliveryState.DISCARDED, DeliveryEvent.ACCEPT): DeliveryState.SENT,
+    (DeliveryState.DISCARDED, DeliveryEvent.POSTPONE): DeliveryState.DISCARDED,
+    (DeliveryState.DISCARDED, DeliveryEvent.HOLD): DeliveryState.DISCARDED,
+    (DeliveryState.DISCARDED, DeliveryEvent.GIVE_UP): DeliveryState.DISCARDED,
 }
 
 
@@ -113,9 +173,22 @@ class BackOff:
         return min(self.longest, self.first * self.factor ** min(attempt - 1, 32))
 
 
+URGENCY = {"STAT": 1000, "HIGH": 500}
+"""What the priority of an order (PS3.3 C.4.11, retired C.3.3) adds to that of an engine."""
+
+
+def urgency(priorities: Iterable[str]) -> int:
+    """What the most urgent of some priorities of orders adds; 0 for ROUTINE, LOW and the rest."""
+    return max((URGENCY.get(one.strip().upper(), 0) for one in priorities), default=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One engine on one revision of one study. Times are seconds since the epoch."""
+    """One engine on one revision of one study. Times are seconds since the epoch.
+
+    The higher ``priority`` runs first. A job that is not begun by ``deadline_at`` is not begun at
+    all. ``supersedes`` is the job whose results this one's replace.
+    """
 
     id: str
     study_uid: str
@@ -126,6 +199,9 @@ class Job:
     state: JobState
     attempts: int
     created_at: float
+    priority: int = 0
+    deadline_at: float | None = None
+    supersedes: str = ""
 
 
 def job_id(revision: str, engine: str, engine_digest: str, config_digest: str) -> str:

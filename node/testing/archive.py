@@ -1,4 +1,4 @@
-"""A PACS small enough to live in one file: C-ECHO, C-STORE, C-FIND and C-MOVE.
+"""A small PACS: C-ECHO, C-STORE, C-FIND, C-MOVE and storage commitment.
 
 The demo has nowhere to send its results without one, and the tests plan its bad days with
 ``Faults``. It is no product: everybody may call, and what it holds is gone when it stops.
@@ -12,26 +12,37 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_messages import N_ACTION_RSP
 from pynetdicom.dimse_primitives import C_MOVE, C_STORE
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.transport import ThreadedAssociationServer
 
 from node.dicom import contexts
+from node.dicom.commitment import STORAGE_COMMITMENT
 from node.dicom.contexts import Label
-from node.dicom.wire import MAXIMUM_PDU, reject, tuning
+from node.dicom.wire import MAXIMUM_PDU, close, read_alone, reject, tuning
+from node.testing.commitment import Asked, asked_of, report_on, tell, tell_at
 
-_SERVICES = (contexts.VERIFICATION, contexts.STUDY_ROOT_FIND, contexts.STUDY_ROOT_MOVE)
+_SERVICES = (
+    contexts.VERIFICATION,
+    contexts.STUDY_ROOT_FIND,
+    contexts.STUDY_ROOT_MOVE,
+    STORAGE_COMMITMENT,
+)
 _SILENCE_S = 60.0
 _RETURNED = {
     "STUDY": ("StudyInstanceUID", "AccessionNumber", "StudyDate", "StudyTime", "StudyDescription"),
     "SERIES": ("StudyInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber"),
+    "IMAGE": ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"),
 }
+_IDENTITY = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,11 @@ class Faults:
     ``ignored`` are the keywords of keys that it does not look at. ``unmovable`` are studies whose
     C-MOVE fails, ``dropped`` those at whose C-MOVE the association is aborted; with ``leaves`` the
     archive refuses everybody after that.
+
+    C-STOREs whose number is in ``unkept`` are answered with success and not kept. ``unsupported``
+    are SOP classes that are not accepted. ``commitment_status`` answers every N-ACTION; what is
+    ``uncommitted`` is reported as failed. The report comes on the ``same`` association, on
+    ``another``, or ``later``, when ``Archive.report`` is called.
     """
 
     refuse: bool = False
@@ -53,6 +69,11 @@ class Faults:
     unmovable: frozenset[str] = frozenset()
     dropped: frozenset[str] = frozenset()
     leaves: bool = False
+    unkept: frozenset[int] = frozenset()
+    unsupported: frozenset[str] = frozenset()
+    commitment_status: int = 0
+    uncommitted: frozenset[str] = frozenset()
+    reports: Literal["same", "another", "later"] = "another"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +101,8 @@ class Archive:
     ) -> None:
         """Objects go to ``directory``, or stay in memory.
 
-        ``destinations`` are the AE titles that C-MOVE may name, with host and port.
+        ``destinations`` are the AE titles that C-MOVE may name, and to which reports go, with
+        host and port.
         """
         self.ae_title = ae_title
         self.faults = faults or Faults()
@@ -89,6 +111,10 @@ class Archive:
         """SOP Instance UID of every accepted C-STORE in order; one sent twice is here twice."""
         self.moved: list[str] = []
         """Study Instance UID of every C-MOVE in order."""
+        self.asked: list[Asked] = []
+        """Requests for storage commitment on which nothing was reported yet."""
+        self.answers: list[int | None] = []
+        """The status with which each report was answered; None without an answer."""
         self._directory = directory
         self._held: dict[str, Held] = {}
         self._offered = 0
@@ -121,6 +147,8 @@ class Archive:
                 (evt.EVT_C_STORE, self._on_store),
                 (evt.EVT_C_FIND, self._on_find),
                 (evt.EVT_C_MOVE, self._on_move),
+                (evt.EVT_N_ACTION, self._on_action),
+                (evt.EVT_DIMSE_SENT, self._on_sent),
             ],
         )
         self._port = cast(ThreadedAssociationServer, self._server).server_address[1]
@@ -128,7 +156,7 @@ class Archive:
     def stop(self) -> None:
         """Stop listening and abort what is open. What is held stays until the archive is gone."""
         if self._server is not None:
-            self._server.shutdown()
+            close(self._server)
             self._ae.shutdown()
             self._server = None
 
@@ -152,12 +180,30 @@ class Archive:
             self._held.clear()
             self.stored.clear()
             self.moved.clear()
+            self.asked.clear()
+            self.answers.clear()
             self._offered = 0
 
     def wait_for(self, predicate: Callable[[Archive], bool], timeout_s: float) -> bool:
         """Wait until the predicate holds, looking after each change; False when time ran out."""
         with self._changed:
             return self._changed.wait_for(lambda: predicate(self), timeout_s)
+
+    def report(self, association: Association | None = None) -> None:
+        """Report on what was asked, on an open association or on new ones."""
+        with self._changed:
+            asked, self.asked[:] = list(self.asked), []
+            held = set(self._held)
+        for request in asked:
+            information = report_on(request, held, self.faults.uncommitted)
+            if association is not None:
+                answer = tell(association, information)
+            else:
+                place = self.destinations[request.ae_title]
+                answer = tell_at(place, request.ae_title, self.ae_title, information)
+            with self._changed:
+                self.answers.append(answer)
+                self._changed.notify_all()
 
     def _hold(self, content: bytes, uid: str) -> None:
         if self._directory is None:
@@ -176,9 +222,13 @@ class Archive:
             reject(event.assoc, 2, 1, 1)
             return
         request = cast(A_ASSOCIATE, event.assoc.requestor.primitive)
-        event.assoc.acceptor.supported_contexts = contexts.acceptable(
-            request.presentation_context_definition_list, _SERVICES
-        )
+        event.assoc.acceptor.supported_contexts = [
+            context
+            for context in contexts.acceptable(
+                request.presentation_context_definition_list, _SERVICES
+            )
+            if context.abstract_syntax not in self.faults.unsupported
+        ]
 
     def _on_store(self, event: Event) -> int:
         with self._changed:
@@ -193,8 +243,25 @@ class Archive:
             uid = str(cast(C_STORE, event.request).AffectedSOPInstanceUID)
             with self._changed:
                 self.stored.append(uid)
-                self._hold(event.encoded_dataset(), uid)
+                if number not in self.faults.unkept:
+                    self._hold(event.encoded_dataset(), uid)
         return status
+
+    def _on_action(self, event: Event) -> tuple[int, None]:
+        status = self.faults.commitment_status
+        if status == 0x0000:
+            with self._changed:
+                title = str(event.assoc.requestor.ae_title)
+                self.asked.append(asked_of(event.action_information, title))
+                self._changed.notify_all()
+        return status, None
+
+    def _on_sent(self, event: Event) -> None:
+        """Report only after the N-ACTION was answered, and not in the association's thread."""
+        way = self.faults.reports
+        if isinstance(event.message, N_ACTION_RSP) and way != "later" and self.asked:
+            association = event.assoc if way == "same" else None
+            threading.Thread(target=self.report, args=(association,), daemon=True).start()
 
     def _on_find(self, event: Event) -> Iterator[tuple[int, Dataset | None]]:
         keys = event.identifier
@@ -221,7 +288,7 @@ class Archive:
         datasets = [h.read() for h in self.instances if h.dataset.StudyInstanceUID == study]
         yield (
             *destination,
-            {"contexts": _proposals(datasets), "evt_handlers": [tuning(_SILENCE_S)]},
+            {"contexts": _proposals(datasets), "evt_handlers": _SENDING},
         )
         if study in self.faults.unmovable:
             yield 1
@@ -232,6 +299,19 @@ class Archive:
             yield 0xFF00, dataset
 
 
+def _read_alone(event: Event) -> None:
+    """Handler of EVT_ESTABLISHED for the C-STOREs of a C-MOVE."""
+    read_alone(event.assoc)
+    event.assoc.start = _stay  # type: ignore[method-assign]
+
+
+def _stay() -> None:
+    """In place of the start of the association's thread."""
+
+
+_SENDING = [tuning(_SILENCE_S), (evt.EVT_ESTABLISHED, _read_alone)]
+
+
 def _proposals(datasets: list[Dataset]) -> list[Any]:
     labels = (
         Label(d.SOPClassUID, d.SOPInstanceUID, d.file_meta.TransferSyntaxUID) for d in datasets
@@ -240,10 +320,10 @@ def _proposals(datasets: list[Dataset]) -> list[Any]:
 
 
 def _records(held: tuple[Held, ...], level: str) -> list[Dataset]:
-    """One data set per study or series, with the counts that PS3.4 C.3.4 allows to be asked."""
+    """One data set per entity, with the counts that PS3.4 C.3.4 allows to be asked."""
     groups: dict[str, list[Dataset]] = {}
     for instance in held:
-        uid = str(instance.dataset.get(_RETURNED[level][level == "SERIES"], ""))
+        uid = str(instance.dataset.get(_IDENTITY[level], ""))
         groups.setdefault(uid, []).append(instance.dataset)
     return [_record(members, level) for members in groups.values()]
 
@@ -257,7 +337,7 @@ def _record(members: list[Dataset], level: str) -> Dataset:
         del record.Modality
         record.ModalitiesInStudy = sorted({str(member.Modality) for member in members})
         record.NumberOfStudyRelatedInstances = len(members)
-    else:
+    elif level == "SERIES":
         record.NumberOfSeriesRelatedInstances = len(members)
     return record
 

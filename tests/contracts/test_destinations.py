@@ -121,6 +121,25 @@ def test_a_destination_that_cannot_be_reached_raises_a_retryable_peer_error(
     assert str(caught.value)
 
 
+def test_a_probe_tells_whether_it_can_be_reached(kind: str, site: Site) -> None:
+    build(kind, OPTIONS[kind](site)).probe(site.network())
+    with pytest.raises(PeerError) as caught:
+        build(kind, BROKEN[kind](site)).probe(site.network(up=False))
+    assert caught.value.retryable
+
+
+def test_what_it_has_accepted_its_prover_finds(kind: str, site: Site, files: list[Path]) -> None:
+    prover = build(kind, OPTIONS[kind](site)).prover()
+    if prover is None:
+        return
+    delivered(kind, site, files[:2])
+    uids = {str(image.SOPInstanceUID) for image in images(2)}
+    assert prover.look(files, site.network()) == uids
+    assert prover.plan.timeout_s > 0
+    with pytest.raises(PeerError):
+        prover.look(files, site.network(up=False))
+
+
 def test_a_member_is_frozen_and_knows_its_options(kind: str, site: Site) -> None:
     member: Any = build(kind, OPTIONS[kind](site))
     with pytest.raises(FrozenInstanceError):

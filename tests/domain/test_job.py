@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from pydicom.uid import UID
 
 from node.domain.job import (
+    DELIVERED,
     DELIVERY_TRANSITIONS,
+    ENDED_JOBS,
     JOB_TRANSITIONS,
     BackOff,
     DeliveryEvent,
@@ -20,6 +22,7 @@ from node.domain.job import (
     advance_job,
     derived_uid,
     job_id,
+    urgency,
 )
 from node.domain.study import revision
 
@@ -27,25 +30,57 @@ TEXT = st.text(min_size=1, max_size=20)
 
 
 @given(st.lists(st.sampled_from(JobEvent), max_size=30))
-def test_no_history_leaves_a_job_that_ended(events: list[JobEvent]) -> None:
+def test_only_a_person_takes_up_a_job_that_ended_and_none_one_that_has_its_result(
+    events: list[JobEvent],
+) -> None:
     state = JobState.QUEUED
     for event in events:
         if (state, event) not in JOB_TRANSITIONS:
             with pytest.raises(TransitionError):
                 advance_job(state, event)
             continue
-        assert state not in (JobState.DONE, JobState.REFUSED, JobState.FAILED)
+        assert state not in (JobState.DONE, JobState.REFUSED)
+        if state in ENDED_JOBS | {JobState.FAILED, JobState.HELD}:
+            assert event in (JobEvent.RELEASE, JobEvent.CANCEL)
         state = advance_job(state, event)
 
 
+@pytest.mark.parametrize("event", JobEvent)
+def test_a_job_that_was_cancelled_while_it_ran_can_only_stop(event: JobEvent) -> None:
+    if event in (JobEvent.STOP, JobEvent.CANCEL):
+        return
+    with pytest.raises(TransitionError):
+        advance_job(JobState.CANCELLING, event)
+
+
+@pytest.mark.parametrize(
+    ("stated", "less"),
+    [(["STAT"], ["HIGH"]), (["high "], ["ROUTINE"]), (["ROUTINE", "stat"], ["HIGH"])],
+)
+def test_stat_comes_before_high_before_the_rest(stated: list[str], less: list[str]) -> None:
+    assert urgency(stated) > urgency(less) >= urgency([])
+
+
 @given(st.lists(st.sampled_from(DeliveryEvent), max_size=30))
-def test_what_was_sent_is_never_sent_again(events: list[DeliveryEvent]) -> None:
-    state, sent = DeliveryState.WAITING, 0
+def test_what_was_sent_is_sent_again_only_when_proof_or_a_person_wants_it(
+    events: list[DeliveryEvent],
+) -> None:
+    again = {DeliveryEvent.RESEND, DeliveryEvent.RELEASE}
+    state, may_send = DeliveryState.WAITING, True
     for event in events:
-        if (state, event) in DELIVERY_TRANSITIONS:
-            state = advance_delivery(state, event)
-            sent += event is DeliveryEvent.ACCEPT
-    assert sent <= 1
+        if (state, event) not in DELIVERY_TRANSITIONS:
+            with pytest.raises(TransitionError):
+                advance_delivery(state, event)
+            continue
+        assert event is not DeliveryEvent.ACCEPT or may_send
+        state = advance_delivery(state, event)
+        may_send = (may_send and event is not DeliveryEvent.ACCEPT) or event in again
+
+
+def test_only_a_delivery_that_is_still_to_be_made_can_be_discarded() -> None:
+    discardable = {s for s, event in DELIVERY_TRANSITIONS if event is DeliveryEvent.DISCARD}
+    assert discardable == {DeliveryState.WAITING, DeliveryState.HELD, DeliveryState.DEAD}
+    assert not discardable & DELIVERED
 
 
 @given(st.lists(TEXT, min_size=1, max_size=4))

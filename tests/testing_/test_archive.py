@@ -110,7 +110,7 @@ def test_series_are_found_within_their_study() -> None:
 
 def test_a_question_at_another_level_is_refused() -> None:
     identifier = Dataset()
-    identifier.QueryRetrieveLevel = "IMAGE"
+    identifier.QueryRetrieveLevel = "PATIENT"
     with (
         Archive() as archive,
         associated(NETWORK, archive_at(archive), [plain(STUDY_ROOT_FIND)]) as association,
