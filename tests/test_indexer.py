@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from node.indexer import Indexer
+from node.domain.errors import NodeError, SandboxError, SpoolError
+from node.domain.study import Instance
+from node.indexer import Indexer, Reader
 from node.ledger import Ledger
+from node.sandbox import InProcess, Sandbox
 from node.spool import Spool
+from node.testing.series import SeriesSpec, make
 from tests.acceptance.hospital import SPEC, small_study
 from tests.conftest import Clock
 from tests.ward import received
@@ -113,3 +121,179 @@ def test_arrivals_open_their_study_and_repeated_ones_do_not(indexer: Indexer, cl
     indexer.step()
     with indexer.ledger.read() as books:
         assert books.arrivals.open_rows() == ()
+
+
+def changed(dataset: Dataset, **values: object) -> Dataset:
+    copy = deepcopy(dataset)
+    for keyword, value in values.items():
+        setattr(copy, keyword, value)
+    return copy
+
+
+def open_entries(indexer: Indexer) -> list[tuple[str, str]]:
+    with indexer.ledger.read() as books:
+        return [(row.kind, row.sop_instance_uid) for row in books.quarantine.rows()]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"PatientID": "OTHER"},
+        {"PatientName": "Other^Name"},
+        {"PatientBirthDate": "19990101"},
+        {"IssuerOfPatientID": "ELSEWHERE"},
+    ],
+)
+def test_another_patient_in_a_study_is_kept_aside_and_the_first_goes_on(
+    indexer: Indexer, values: dict[str, object]
+) -> None:
+    datasets = [changed(one, IssuerOfPatientID="HERE") for one in small_study()]
+    wrong = changed(datasets[2], **values)
+    keep(indexer, *datasets[:2], wrong, *datasets[3:])
+    indexer.step()
+    assert entered(indexer) == {str(d.SOPInstanceUID) for d in datasets} - {wrong.SOPInstanceUID}
+    assert open_entries(indexer) == [("patient", wrong.SOPInstanceUID)]
+    (reason,) = quarantined(indexer)
+    assert "another patient" in reason
+    with indexer.ledger.read() as books:
+        (event,) = books.events.of_study(SPEC.study_uid)
+    assert event.kind == "quarantined"
+    assert "Other" not in event.words
+
+
+def test_images_that_leave_out_what_others_state_stay_together(indexer: Indexer) -> None:
+    first, second, third, *_ = small_study()
+    keep(
+        indexer,
+        changed(first, PatientBirthDate="", PatientName=SPEC.patient_name.lower()),
+        second,
+        changed(third, IssuerOfPatientID="HERE"),
+    )
+    indexer.step()
+    assert len(entered(indexer)) == 3
+    assert open_entries(indexer) == []
+
+
+def test_a_series_of_another_patient_under_another_study_is_kept_aside(indexer: Indexer) -> None:
+    first, second, *_ = small_study()
+    elsewhere = changed(second, StudyInstanceUID="1.2.3", PatientID="OTHER")
+    keep(indexer, first, elsewhere)
+    indexer.step()
+    assert open_entries(indexer) == [("patient", elsewhere.SOPInstanceUID)]
+
+
+def test_an_object_that_cannot_be_read_is_in_the_book_under_its_announced_uid(
+    indexer: Indexer,
+) -> None:
+    (bad, *_) = small_study()
+    del bad.StudyInstanceUID
+    keep(indexer, bad)
+    indexer.step()
+    assert open_entries(indexer) == [("unreadable", str(bad.SOPInstanceUID))]
+
+
+def test_dying_between_the_book_and_the_move_enters_it_once(
+    indexer: Indexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bad, *_) = small_study()
+    del bad.StudyInstanceUID
+    keep(indexer, bad)
+    whole = indexer.spool.root / "quarantine"
+    whole.rmdir()  # so that the move fails
+    assert indexer.step() == 0
+    assert len(list(indexer.spool.arrivals())) == 1
+    whole.mkdir()
+    assert indexer.step() == 1
+    assert open_entries(indexer) == [("unreadable", str(bad.SOPInstanceUID))]
+    assert len(quarantined(indexer)) == 1
+
+
+class Grudging:
+    """A reader that cannot read what is named, for now."""
+
+    def __init__(self, unread: set[Path]) -> None:
+        self.unread = unread
+
+    def read(self, files: Sequence[Path]) -> list[Instance | NodeError]:
+        read = InProcess().read(files)
+        return [
+            SpoolError("not now") if file in self.unread else one
+            for file, one in zip(files, read, strict=True)
+        ]
+
+
+def test_files_that_cannot_be_read_now_wait_and_hold_up_nobody(indexer: Indexer) -> None:
+    template, *rest = small_study()
+    bad = [changed(template, SOPInstanceUID=f"1.2.{number}") for number in range(70)]
+    keep(indexer, *bad)
+    reader = Grudging(set(indexer.spool.arrivals()))
+    keep(indexer, *rest)
+    grudging = replace(indexer, reader=reader)
+    assert grudging.step() == len(rest)
+    assert grudging.step() == 0
+    assert len(list(indexer.spool.arrivals())) == 70
+    assert quarantined(indexer) == []
+    reader.unread.clear()
+    assert grudging.step() + grudging.step() == 70
+
+
+class Broken:
+    """A reader that cannot start."""
+
+    def read(self, files: Sequence[Path]) -> list[Instance | NodeError]:
+        raise SandboxError("no memory")
+
+
+def test_where_nothing_can_be_read_everything_waits(indexer: Indexer) -> None:
+    keep(indexer, *small_study())
+    assert replace(indexer, reader=Broken()).step() == 0
+    assert len(list(indexer.spool.arrivals())) == 6
+    assert indexer.step() == 6
+
+
+def test_through_a_child_the_ledger_holds_the_same(indexer: Indexer, tmp_path: Path) -> None:
+    datasets = small_study()
+    keep(indexer, *datasets)
+    sandbox = Sandbox()
+    assert replace(indexer, reader=sandbox).step() == 6
+    sandbox.close()
+    assert entered(indexer) == {str(d.SOPInstanceUID) for d in datasets}
+    with indexer.ledger.read() as books:
+        (first, *_) = books.arrivals.study(SPEC.study_uid).instances
+    assert first.pixel_offset is not None
+    assert len(first.path.read_bytes()) == first.pixel_offset + 32 * 24 * 2
+
+
+def test_a_child_costs_at_most_as_much_again(indexer: Indexer) -> None:
+    """500 CT headers; the issue's measure of the index."""
+    spec = SeriesSpec(modality="CT")
+    for dataset in make(spec, np.zeros((500, 8, 8), np.int16)):
+        indexer.spool.keep(received(dataset))
+    files = list(indexer.spool.arrivals())
+    sandbox = Sandbox()
+    sandbox.read(files[:1])
+    InProcess().read(files[:1])
+    cost = {}
+    readers: dict[str, Reader] = {"here": InProcess(), "child": sandbox}
+    for name, reader in readers.items():
+        started = perf_counter()
+        done = 0
+        while done < len(files):
+            done += len(reader.read(files[done : done + 64]))
+        cost[name] = perf_counter() - started
+    sandbox.close()
+    assert cost["child"] < 2.0 * cost["here"] + 0.5, cost
+
+
+def test_what_is_aside_already_is_not_kept_twice(indexer: Indexer) -> None:
+    """An archive that sends a conflict again every night must not fill the disk."""
+    first, bad, *_ = small_study()
+    wrong = changed(first, SeriesDescription="CHANGED")
+    del bad.StudyInstanceUID
+    keep(indexer, first, *[wrong] * 3, *[bad] * 3, changed(wrong, SeriesDescription="AGAIN"))
+    assert indexer.step() == 8
+    assert [kind for kind, _ in open_entries(indexer)] == ["conflict", "unreadable", "conflict"]
+    keep(indexer, wrong, bad)
+    assert indexer.step() == 2
+    assert len(open_entries(indexer)) == len(quarantined(indexer)) == 3
+    assert list(indexer.spool.arrivals()) == []

@@ -13,17 +13,25 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom import dcmread
 from pydicom.charset import convert_encodings, decode_bytes
-from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VM, dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from node.domain.condition import FACTS as FACTS
+from node.domain.condition import IDENTITY
 from node.domain.errors import HeaderError, SpoolError
 from node.domain.study import Arrival, Fact, Instance
 
@@ -31,6 +39,13 @@ VALUE_LIMIT = 16 * 1024
 """Bytes of one header value that are read; a fact that is larger tells its size instead."""
 
 _TAGS = {keyword: int(tag_for_keyword(keyword) or 0) for keyword in FACTS}
+_REFERRER = int(tag_for_keyword("ReferringPhysicianName") or 0)
+"""Carried into results like the identity, though nothing is decided on it."""
+_NATIVE_ORDER: dict[str, str] = {
+    ImplicitVRLittleEndian: "<",
+    ExplicitVRLittleEndian: "<",
+    ExplicitVRBigEndian: ">",
+}
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 _NUMERIC = frozenset(_BINARY) | {"DS", "IS"}
 _DECODED = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
@@ -44,6 +59,7 @@ _SHOWN = 32
 
 # What pydicom raises on data sets that are not what they claim to be.
 _UNREADABLE = (
+    BytesLengthException,
     InvalidDicomError,
     AttributeError,
     EOFError,
@@ -66,14 +82,16 @@ def read_instance(arrival: Arrival) -> Instance:
     """
     if arrival.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
         raise HeaderError("deflated data sets are not read: have the peer propose another syntax")
-    with reading(arrival.path):
+    with reading(arrival.path), arrival.path.open("rb") as stream:
         dataset = dcmread(
-            arrival.path,
+            stream,
             stop_before_pixels=True,
-            specific_tags=list(_TAGS.values()),
+            specific_tags=[*_TAGS.values(), _REFERRER],
             defer_size=VALUE_LIMIT,
         )
+        _refuse_endless_identity(dataset)
         facts = _facts(dataset)
+        pixel_offset = _pixel_offset(stream, arrival.transfer_syntax_uid)
     uids = {keyword: _uid(facts, keyword) for keyword in _UIDS}
     for keyword, announced in (
         ("SOPInstanceUID", arrival.sop_instance_uid),
@@ -95,6 +113,7 @@ def read_instance(arrival: Arrival) -> Instance:
         path=arrival.path,
         transfer_syntax_uid=arrival.transfer_syntax_uid,
         facts=facts,
+        pixel_offset=pixel_offset,
     )
 
 
@@ -108,6 +127,13 @@ def read_source(paths: Sequence[Path]) -> tuple[Dataset, ...]:
         with reading(path):
             sources.append(dcmread(path, stop_before_pixels=True))
     return tuple(sources)
+
+
+def read_facts(content: bytes) -> dict[str, Fact]:
+    """The header facts of a Part 10 object that we made ourselves."""
+    return _facts(
+        dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=list(_TAGS.values()))
+    )
 
 
 def facts_to_json(facts: Mapping[str, Fact]) -> str:
@@ -180,11 +206,17 @@ def where(instance: Instance) -> str:
     return f"instance {instance.sop_instance_uid}"
 
 
+_FIGURES = re.compile(r"([-+.,\d\\\s]|e|nan|inf)*", re.IGNORECASE)
+
+
 def _shown(value: Fact) -> str:
     if value in ("", ()):
         return "missing"
     values = value if isinstance(value, tuple) else (value,)
     text = "\\".join(one if isinstance(one, str) else f"{one:.10g}" for one in values)
+    if not _FIGURES.fullmatch(text):
+        # Where a number or a UID belongs, a shifted header may well hold a name.
+        return f"text of {len(text)} characters"
     # The repr keeps what a header may hold (control characters) out of logs and terminals.
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
@@ -195,12 +227,43 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SpoolError(f"{path.name} cannot be read: {error.strerror or error}") from error
+        if error.errno is None:  # pydicom's own, of a data set that ends too early
+            raise _unreadable(path, error) from error
+        raise SpoolError(f"{path.name} cannot be read: {error.strerror}") from error
     except _UNREADABLE as error:
-        raise HeaderError(
-            f"{path.name} holds no readable data set ({type(error).__name__}): "
-            "look at it with dcmdump, or have it sent again"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> HeaderError:
+    return HeaderError(
+        f"{path.name} holds no readable data set ({type(error).__name__}): "
+        "look at it with dcmdump, or have it sent again"
+    )
+
+
+def _refuse_endless_identity(dataset: Dataset) -> None:
+    """Identity goes into every result as it is, and megabytes of it would break who reads them."""
+    for tag in (*(_TAGS[keyword] for keyword in IDENTITY), _REFERRER):
+        element = dataset.get_item(tag, keep_deferred=True) if tag in dataset else None
+        if isinstance(element, RawDataElement) and element.length > VALUE_LIMIT:
+            raise HeaderError(
+                f"{keyword_for_tag(tag)} holds {element.length} bytes; wanted at most "
+                f"{VALUE_LIMIT}: have the peer correct it"
+            )
+
+
+def _pixel_offset(stream: BinaryIO, transfer_syntax_uid: str) -> int | None:
+    """Where native Pixel Data begins; the stream stands before its tag when there is any."""
+    order = _NATIVE_ORDER.get(transfer_syntax_uid)
+    head = stream.read(12)
+    if order is None or len(head) < 8 or struct.unpack_from(f"{order}HH", head) != (0x7FE0, 0x10):
+        return None
+    # As a length these letters would be odd, so a length does not look like them.
+    explicit = head[4:6] in (b"OB", b"OW", b"UN")
+    at = 8 if explicit else 4
+    if len(head) < at + 4 or struct.unpack_from(f"{order}I", head, at)[0] == 0xFFFFFFFF:
+        return None
+    return stream.tell() - len(head) + at + 4
 
 
 def _facts(dataset: Dataset) -> dict[str, Fact]:
@@ -233,6 +296,8 @@ def _fact(keyword: str, element: RawDataElement, encodings: list[str]) -> Fact:
         return f"({element.length} bytes)"
     raw = element.value or b""
     declared = dictionary_VR(keyword)
+    if declared == "UI" and element.VR not in ("UI", "UN", None):
+        return f"(written as {element.VR})"  # which pydicom could not read as a UID either
     if declared not in _NUMERIC:
         return _text(keyword, raw, encodings if declared in _DECODED else ["iso8859"])
     # Rows as UL, say: believe the VR that was written, for the bytes are of that type.

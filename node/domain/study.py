@@ -15,6 +15,12 @@ whoever needs the number refuses it with the text in the reason.
 """
 
 
+NOT_IMAGES = frozenset(
+    ("SR", "SEG", "PR", "KO", "DOC", "REG", "RTSTRUCT", "RTPLAN", "RTRECORD", "FID", "PLAN", "ANN")
+)
+"""Modality of what is said about images: reports, segmentations, presentation states, plans."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """What the receiver knows of an object before anything is parsed.
@@ -37,7 +43,11 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One SOP instance on disk: identity, provenance and the header facts of selection."""
+    """One SOP instance on disk: identity, provenance and the header facts of selection.
+
+    ``pixel_offset`` is where the value of native Pixel Data begins in the file, in bytes; None
+    where there is none, or where it is encapsulated.
+    """
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -49,11 +59,22 @@ class Instance:
     path: Path
     transfer_syntax_uid: str
     facts: Mapping[str, Fact] = field(default_factory=dict)
+    pixel_offset: int | None = None
 
     @property
     def key(self) -> str:
         """Identity of the content: SOP Instance UID and digest."""
         return f"{self.sop_instance_uid}:{self.sha256}"
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an engine could look at it.
+
+        What is not an image neither opens a study nor makes a revision of it. Otherwise the
+        results that come back from the archive, or a report dictated a day later, would have
+        every engine run again.
+        """
+        return self.facts.get("Modality", "") not in NOT_IMAGES
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from node.dicom.headers import (
@@ -153,9 +154,35 @@ def test_rows_written_with_another_representation(
 
 def test_an_oversized_value_tells_its_size(tmp_path: Path) -> None:
     assert (
-        facts_with(tmp_path, "PatientName", b"\\" * (VALUE_LIMIT + 2))["PatientName"]
+        facts_with(tmp_path, "SeriesDescription", b"\\" * (VALUE_LIMIT + 2))["SeriesDescription"]
         == f"({VALUE_LIMIT + 2} bytes)"
     )
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "PatientID", "ReferringPhysicianName"])
+def test_an_identity_without_an_end_is_refused(keyword: str, tmp_path: Path) -> None:
+    with pytest.raises(HeaderError, match=f"{keyword} holds {VALUE_LIMIT + 2} bytes"):
+        facts_with(tmp_path, keyword, b"^" * (VALUE_LIMIT + 2))
+
+
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
+)
+def test_the_pixel_offset_is_where_native_pixels_begin(syntax: str, tmp_path: Path) -> None:
+    dataset = one(SeriesSpec(transfer_syntax_uid=syntax))
+    (path,) = save([dataset], tmp_path)
+    (instance,) = received([path])
+    assert instance.pixel_offset is not None
+    assert path.read_bytes()[instance.pixel_offset :] == dataset.PixelData
+
+
+def test_without_native_pixels_there_is_no_offset(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    set_raw(path, "PixelData", None)
+    assert received([path])[0].pixel_offset is None
+    compressed = one(SeriesSpec())
+    compressed.compress(RLELossless)
+    assert received(save([compressed], tmp_path / "rle"))[0].pixel_offset is None
 
 
 def test_a_description_with_a_backslash_is_one_text(tmp_path: Path) -> None:
@@ -402,3 +429,26 @@ def test_facts_are_json_as_they_are(tmp_path: Path) -> None:
         k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(json.dumps(facts)).items()
     }
     assert again == facts
+
+
+def test_a_uid_written_as_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HeaderError, match="StudyInstanceUID is .*written as FD"):
+        facts_with(tmp_path, "StudyInstanceUID", b"1.2.3.45", "FD")
+
+
+def test_a_data_set_that_ends_too_early_for_pydicom_is_the_objects_fault(tmp_path: Path) -> None:
+    """pydicom says it with an OSError; a node that took it for the disk's would try for ever."""
+    path = written(tmp_path)
+    set_raw(path, "ReferencedImageSequence", b"\xfe\xff\x00\xe0\x08\x00\x00\x00" + b"\x08\x00" * 3)
+    content = path.read_bytes()
+    at = content.index(b"\x08\x00\x40\x11SQ") + 8
+    path.write_bytes(content[:at] + b"\xff\xff\xff\xff" + content[at + 4 : at + 18])
+    with pytest.raises(HeaderError, match="no readable data set"):
+        received([path])
+
+
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "PixelSpacing"])
+def test_a_name_in_the_place_of_a_number_is_not_quoted(keyword: str) -> None:
+    with pytest.raises(HeaderError, match=f"{keyword} is text of 8 characters") as raised:
+        number(with_facts(**{keyword: "Doe^John"}), keyword, 0.0, 1.0)
+    assert "Doe" not in str(raised.value)
