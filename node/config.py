@@ -12,19 +12,31 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypeVar
+from typing import Annotated, Any, ClassVar, NotRequired, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
 from node.document import Document, Table, Where, parse, read
-from node.domain.job import BackOff
-from node.domain.peer import Network, Peer
-from node.rules import ae_title_reason, rows, rule_faults
+from node.domain.peer import CREDENTIAL, Network, Peer
+from node.rules import rows, rule_faults
+from node.sections import (
+    STRICT,
+    AuditSection,
+    DeliverySection,
+    JobsSection,
+    LoggingSection,
+    NetworkSection,
+    NodeSection,
+    RetentionSection,
+    ScpSection,
+    TlsSection,
+)
 from node.tables import build, construct, gather
 
 __all__ = [
+    "AuditSection",
     "Config",
     "DeliverySection",
     "Document",
@@ -35,8 +47,10 @@ __all__ = [
     "NetworkSection",
     "NodeSection",
     "Registries",
+    "RetentionSection",
     "ScpSection",
     "Table",
+    "TlsSection",
     "Where",
     "build",
     "check",
@@ -59,18 +73,6 @@ ENVIRONMENT = "AI_NODE_CONFIG"
 """The one environment variable that steers the node: the path of the configuration."""
 
 SYSTEM_PLACE = Path("/etc/ai-node/node.toml")
-
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-Seconds = Annotated[float, Field(gt=0)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-def _legal_ae_title(title: str) -> str:
-    reason = ae_title_reason(title)
-    if reason:
-        raise ValueError(reason)
-    return title
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,110 +113,10 @@ def _entry(table: Mapping[str, Any]) -> Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeSection:
-    """Who this node is, and where it keeps what it must not lose."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    ae_title: Annotated[str, AfterValidator(_legal_ae_title)] = "AINODE"
-    """The AE title that we answer to and call with; 1 to 16 characters."""
-    state: Path = Path("/var/lib/ai-node")
-    """Folder of the spool, the ledger and the results; relative to the configuration file."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScpSection:
-    """The receiver: what accepts associations."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    bind: str = "0.0.0.0"  # noqa: S104 - a receiver is there to be reached; callers are checked
-    """Address to listen on; 0.0.0.0 is every IPv4 address of the machine."""
-    port: Port = 11112
-    """TCP port; 0 lets the system choose one."""
-    maximum_associations: Annotated[int, Field(ge=1)] = 20
-    """Associations at the same time; one more is rejected as transient (PS3.8 9.3.4)."""
-    maximum_pdu: Annotated[int, Field(ge=4096, le=1 << 24)] = 131072
-    """Longest P-DATA-TF PDU that we take, in bytes (PS3.8 D.1)."""
-    acse_timeout_s: Seconds = 30.0
-    """Longest wait for an association request or release, in seconds."""
-    dimse_timeout_s: Seconds = 60.0
-    """Longest wait for the next DIMSE message, in seconds."""
-    network_timeout_s: Seconds = 60.0
-    """Longest silence on an open association, in seconds."""
-    accept_unknown: bool = False
-    """Whether callers that are no peers may store too. For a trial on a closed network only."""
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSection:
-    """The node as a caller."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    connect_timeout_s: Seconds = 10.0
-    """Longest wait for a peer to accept a connection, in seconds."""
-    answer_timeout_s: Seconds = 60.0
-    """Longest wait for a peer's answer to a request, in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobsSection:
-    """How often an engine may fail on one study."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    attempts: Annotated[int, Field(ge=1)] = 3
-    """Runs of one job before it is given up."""
-    first_retry_s: Seconds = 30.0
-    """Wait after the first failed run, in seconds; it doubles with each."""
-    longest_retry_s: Seconds = 900.0
-    """Longest wait between two runs, in seconds."""
-
-    @property
-    def back_off(self) -> BackOff:
-        """The waits between runs."""
-        return BackOff(self.first_retry_s, 2.0, self.longest_retry_s)
-
-
-@dataclass(frozen=True, slots=True)
-class DeliverySection:
-    """How long a result waits for a destination that does not answer."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    attempts: Annotated[int, Field(ge=0)] = 0
-    """Tries before a delivery is given up; 0 never gives up."""
-    first_retry_s: Seconds = 5.0
-    """Wait after the first failed try, in seconds."""
-    factor: Annotated[float, Field(ge=1, le=10)] = 2.0
-    """By what each further wait is longer."""
-    longest_retry_s: Seconds = 900.0
-    """Longest wait between two tries, in seconds."""
-
-    @property
-    def back_off(self) -> BackOff:
-        """The waits between tries."""
-        return BackOff(self.first_retry_s, self.factor, self.longest_retry_s)
-
-
-@dataclass(frozen=True, slots=True)
-class LoggingSection:
-    """What the node writes to standard error."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least level that is written."""
-    format: Literal["auto", "text", "json"] = "auto"
-    """auto: text on a terminal, JSON lines elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
 class EngineSection:
     """One engine at work: what it makes, where that goes, what computes it."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     package: Annotated[str, Field(min_length=1)]
     """The name of a shipped engine, or the path of an engine folder (it has a slash)."""
@@ -228,20 +130,24 @@ class EngineSection:
     """Whether a study that the engine cannot assess gets a report that says why."""
     enabled: bool = True
     """Whether the engine runs."""
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """The higher runs first; a study that was ordered as STAT comes before every other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration. Arrays of tables have singular names in TOML: ``[[peer]]``."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     node: NodeSection = NodeSection()
     scp: ScpSection = ScpSection()
     network: NetworkSection = NetworkSection()
     jobs: JobsSection = JobsSection()
     delivery: DeliverySection = DeliverySection()
+    retention: RetentionSection = RetentionSection()
     logging: LoggingSection = LoggingSection()
+    audit: AuditSection = AuditSection()
     peers: Annotated[tuple[Peer, ...], Field(alias="peer")] = ()
     triggers: Annotated[tuple[Entry, ...], Field(alias="trigger")] = (Entry("push", "push"),)
     outputs: Annotated[tuple[Entry, ...], Field(alias="output")] = ()
@@ -256,6 +162,7 @@ class Config:
             {peer.name: peer for peer in self.peers},
             self.network.connect_timeout_s,
             self.network.answer_timeout_s,
+            self.scp.tls.identity if self.scp.tls is not None else None,
         )
 
 
@@ -315,6 +222,8 @@ def _placed(config: Config, where: Where) -> Config:
     return replace(
         config,
         node=replace(config.node, state=state),
+        scp=_scp_at(config.scp, Path(where.file).absolute().parent),
+        audit=_audit_at(config.audit, Path(where.file).absolute().parent),
         triggers=_entries_at(config.triggers, where.at("trigger")),
         outputs=_entries_at(config.outputs, where.at("output")),
         destinations=_entries_at(config.destinations, where.at("destination")),
@@ -323,6 +232,27 @@ def _placed(config: Config, where: Where) -> Config:
             for index, engine in enumerate(config.engines)
         ),
     )
+
+
+def _scp_at(section: ScpSection, folder: Path) -> ScpSection:
+    if section.tls is None:
+        return section
+    placed = replace(
+        section.tls,
+        certificate=_file_at(section.tls.certificate, folder),
+        key=_file_at(section.tls.key, folder),
+        ca=_file_at(section.tls.ca, folder),
+    )
+    return replace(section, tls=placed)
+
+
+def _file_at(path: str, folder: Path) -> str:
+    return path if path.startswith(CREDENTIAL) else str(folder / path)
+
+
+def _audit_at(section: AuditSection, folder: Path) -> AuditSection:
+    places = {name: getattr(section, name) for name in ("ca", "cert", "key")}
+    return replace(section, **{name: folder / path for name, path in places.items() if path})
 
 
 def _entries_at(entries: tuple[Entry, ...], where: Where) -> tuple[Entry, ...]:

@@ -17,7 +17,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, Comprehensive3DSRStorage, SegmentationStorage
 
-from node.dicom import modules
+from node.dicom import modules, predecessors
 from node.dicom.identity import CARRIED, IDENTITY, MANDATORY, text
 from node.domain.codes import PROCESSING_EQUIPMENT, Code
 from node.domain.errors import ConformanceError, EncodingError, IdentityError
@@ -307,6 +307,7 @@ def _document(result: _Result) -> Iterator[str]:
         dataset.get("ConceptNameCodeSequence"), _REPORT_TITLE
     ):
         yield "the report is no TID 1500 Imaging Measurement Report"
+    yield from predecessors.faults(dataset)
     for item in _content(dataset):
         attribute = modules.VALUE.get(str(item.get("ValueType")))
         if attribute is None:

@@ -6,6 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event
 
+import structlog
+
+from node.domain.errors import NodeError, may_pass
+
+_log = structlog.get_logger()
+
+RETRY_S = 1.0
+"""Pause after a step that failed for a passing reason: a locked ledger, a full disk."""
 LONGEST_SLEEP_S = 30.0
 """However far away the next due time is, look again: the wall clock may have been set."""
 
@@ -27,12 +35,25 @@ class Loop:
     _stopping: Event = field(default_factory=Event)
 
     def run(self) -> None:
-        """Work until ``stop``. Whatever ``step`` raises ends the loop, and thereby the node."""
+        """Work until ``stop``. What ``step`` raises ends the loop, and thereby the node, unless
+        trying again can help."""
         while not self._stopping.is_set():
             self.beat = self.clock()
             self._stirred.clear()
-            if not self.step():
-                self._stirred.wait(self._pause())
+            try:
+                pause = 0.0 if self.step() else self._pause()
+            except NodeError as error:
+                if not error.retryable:
+                    raise
+                _log.warning("trying again", loop=self.name, error=str(error))
+                self._stopping.wait(RETRY_S)
+            except OSError as error:
+                if not may_pass(error):
+                    raise
+                _log.warning("trying again", loop=self.name, error=error.strerror)
+                self._stopping.wait(RETRY_S)
+            else:
+                self._stirred.wait(pause)
 
     def wake(self) -> None:
         """There may be work now."""

@@ -13,7 +13,7 @@ records the outcome, the courier delivers what was frozen.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -21,8 +21,9 @@ from pydicom.dataset import Dataset
 from node.bundle import Bundle
 from node.conformance import gate
 from node.dicom import pixels
+from node.dicom.attribution import refuse_stranger
 from node.dicom.headers import read_source
-from node.domain.finding import Assessment
+from node.domain.finding import Assessment, Predecessor
 from node.domain.job import Job
 from node.domain.stage import Reached, Stage
 from node.domain.study import Study
@@ -43,6 +44,9 @@ class Setup:
     destinations: tuple[str, ...]
     config_digest: str
     report_refusals: bool = False
+    priority: int = 0
+    runtime: str = ""
+    """The kind of runtime that computes the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,16 @@ class Outcome:
     trace: Mapping[str, Any]
 
 
-def run(job: Job, study: Study, setup: Setup, tools: Tools) -> Outcome:
+def run(
+    job: Job, study: Study, setup: Setup, tools: Tools, predecessors: tuple[Predecessor, ...] = ()
+) -> Outcome:
     """Assess a study. Raises NodeError; then nothing was frozen that counts."""
     laps = _Laps(tools, job.id)
+    blank = Assessment(job.id, setup.bundle.algorithm(), job.created_at, predecessors=predecessors)
     selection = select(study, setup.bundle.wanted)
     laps.end(Stage.SELECTED)
     if selection.refusal:
-        return _refuse(job, study, selection, setup, tools, laps)
+        return _refuse(blank, study, selection, setup, tools, laps)
 
     volumes = {role: pixels.load(choice.geometry) for role, choice in selection.chosen.items()}
     laps.end(Stage.LOADED)
@@ -82,20 +89,19 @@ def run(job: Job, study: Study, setup: Setup, tools: Tools) -> Outcome:
     laps.end(Stage.INFERRED)
 
     source = _source(_reference(selection, setup))
-    assessment = Assessment(job.id, setup.bundle.algorithm(), job.created_at, found.findings)
-    objects = _encode(assessment, source, setup)
+    objects = _encode(replace(blank, findings=found.findings), source, setup)
     laps.end(Stage.ENCODED)
 
-    contents = _check(objects, source)
+    contents = _check(objects, source, study)
     laps.end(Stage.CHECKED)
 
-    results = _freeze(job, objects, contents, tools.spool)
+    results = _freeze(job.id, objects, contents, tools)
     laps.end(Stage.RESULT_FROZEN)
     return Outcome(results, "", _trace(selection, found, laps))
 
 
 def _refuse(
-    job: Job, study: Study, selection: Selection, setup: Setup, tools: Tools, laps: _Laps
+    blank: Assessment, study: Study, selection: Selection, setup: Setup, tools: Tools, laps: _Laps
 ) -> Outcome:
     """No series fits. Where the configuration wants it, a report says so to the reader."""
     trace = _trace(selection, Found(()), laps)
@@ -103,11 +109,8 @@ def _refuse(
         return Outcome((), selection.refusal, trace)
     headers = read_source([instance.path for instance in study.instances])
     source = Source(headers, None)
-    assessment = Assessment(
-        job.id, setup.bundle.algorithm(), job.created_at, refusal=selection.refusal
-    )
-    objects = _encode(assessment, source, setup)
-    results = _freeze(job, objects, _check(objects, source), tools.spool)
+    objects = _encode(replace(blank, refusal=selection.refusal), source, setup)
+    results = _freeze(blank.job_id, objects, _check(objects, source, study), tools)
     return Outcome(results, selection.refusal, trace)
 
 
@@ -131,25 +134,29 @@ def _encode(assessment: Assessment, source: Source, setup: Setup) -> dict[str, D
     return made
 
 
-def _check(objects: Mapping[str, Dataset], source: Source) -> dict[str, bytes]:
-    """The finished bytes of every object that passes the conformance gate; all must pass."""
+def _check(objects: Mapping[str, Dataset], source: Source, study: Study) -> dict[str, bytes]:
+    """The finished bytes of every object that passes the conformance gate; all must pass.
+
+    Their identity is compared twice: with the images on the disk, and with the ledger.
+    """
     contents: dict[str, bytes] = {}
     earlier: list[Dataset] = []
     for name, encoded in objects.items():
         contents[name] = gate(encoded, source.headers, earlier)
+        refuse_stranger(contents[name], study)
         earlier.append(encoded)
     return contents
 
 
 def _freeze(
-    job: Job, objects: Mapping[str, Dataset], contents: Mapping[str, bytes], spool: Spool
+    job: str, objects: Mapping[str, Dataset], contents: Mapping[str, bytes], tools: Tools
 ) -> tuple[Frozen, ...]:
-    return tuple(
-        spool.freeze(
-            job.id, name, contents[name], (str(made.SOPInstanceUID), str(made.SOPClassUID))
-        )
-        for name, made in objects.items()
-    )
+    results: list[Frozen] = []
+    for name, made in objects.items():
+        uids = (str(made.SOPInstanceUID), str(made.SOPClassUID))
+        results.append(tools.spool.freeze(job, name, contents[name], uids))
+        tools.reached(Stage.RESULT_WRITTEN, made.SOPInstanceUID)
+    return tuple(results)
 
 
 def _trace(selection: Selection, found: Found, laps: _Laps) -> dict[str, Any]:

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+from node.domain.event import EventKind
 from node.domain.peer import Network
 from node.domain.stage import Reached, unobserved
-from node.ledger import Ledger
+from node.ledger import Books, Ledger
 from node.ledger.pulls import Pull
 
 
 @dataclass(frozen=True, slots=True)
 class EngineIdentity:
-    """What makes a job of an engine this job and no other."""
+    """What makes a job of an engine this job and no other; and how urgent its jobs are."""
 
     name: str
     digest: str
     config_digest: str
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms jobs are entered. ``deadline_s``: seconds to begin one (0: no limit).
+
+    ``late_instances``: what a study's new content means when an engine has assessed an earlier
+    one: ``supersede`` makes a job whose results replace the earlier ones, ``hold`` makes one that
+    a person has to release, ``ignore`` makes none.
+    """
+
+    deadline_s: float = 0.0
+    late_instances: Literal["supersede", "hold", "ignore"] = "supersede"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +55,21 @@ class DurablePulls:
         with self.ledger.write() as books:
             books.pulls.advance(name, at)
 
+    def queried(self, peer: str, question: str, found: int, now: float) -> None:
+        """A peer has answered a question with so many studies."""
+        with self.ledger.write() as books:
+            books.events.note(now, EventKind.QUERIED, f"{question}; {found} found", actor=peer)
+
     def note(
         self, peer: str, study_uid: str, accession: str, instances: int | None, now: float
     ) -> None:
-        """A study was found at a peer."""
+        """A study was found at a peer, with so many instances.
+
+        Our own results may be among them: they do not make a study that has grown.
+        """
         with self.ledger.write() as books:
-            books.pulls.note(peer, study_uid, accession, instances, now)
+            foreign = _without_ours(books, study_uid, instances)
+            books.pulls.note(peer, study_uid, accession, foreign, now)
 
     def due(self, peer: str, now: float) -> tuple[Pull, ...]:
         """What is to be fetched from a peer now."""
@@ -54,8 +79,10 @@ class DurablePulls:
     def pulled(self, peer: str, study_uid: str, now: float, instances: int | None) -> None:
         """A study was fetched."""
         with self.ledger.write() as books:
-            books.pulls.pulled(peer, study_uid, now, instances)
-            books.events.note(now, "pulled", f"from {peer} by C-MOVE", study_uid=study_uid)
+            foreign = _without_ours(books, study_uid, instances)
+            books.pulls.pulled(peer, study_uid, now, foreign)
+            words = f"from {peer} by C-MOVE"
+            books.events.note(now, EventKind.PULLED, words, study_uid=study_uid, actor=peer)
 
     def postpone(self, peer: str, study_uid: str, until: float, reason: str) -> None:
         """A fetch failed; it is due again at ``until``."""
@@ -68,6 +95,13 @@ class DurablePulls:
             books.pulls.give_up(peer, study_uid, reason)
 
 
+def _without_ours(books: Books, study_uid: str, instances: int | None) -> int | None:
+    """The count of a study without the results that we have sent."""
+    if instances is None:
+        return None
+    return max(0, instances - books.deliveries.accepted_of_study(study_uid))
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """Handed to every trigger that fires. ``listening_since`` is seconds since the epoch."""
@@ -78,6 +112,7 @@ class Room:
     listening_since: float
     wake_worker: Callable[[], None]
     reached: Reached = unobserved
+    terms: Terms = Terms()
 
     @property
     def pulls(self) -> DurablePulls:

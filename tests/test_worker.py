@@ -3,90 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 
 from node.domain.errors import InferenceError
-from node.domain.job import BackOff, JobState
-from node.domain.peer import Network
-from node.indexer import Indexer
+from node.domain.job import JobState
 from node.ledger import Ledger
-from node.ledger.jobs import JobRow
-from node.pipeline import Setup
-from node.queues.embedded import Embedded
-from node.room import EngineIdentity, Room
 from node.spool import Spool
-from node.testing.series import SeriesSpec
-from node.triggers.push import Push
-from node.worker import Patience, Worker
-from tests.acceptance.hospital import SPEC, small_study
+from tests.acceptance.hospital import SPEC
 from tests.conftest import Clock
-from tests.ward import received, tiny_setup, tools
-
-
-@dataclass
-class Bench:
-    """One node without its network."""
-
-    ledger: Ledger
-    spool: Spool
-    setup: Setup
-    clock: Clock
-
-    def receive(self, spec: SeriesSpec = SPEC) -> None:
-        """A study arrives and completes."""
-        for dataset in small_study(spec):
-            self.spool.keep(received(dataset))
-        Indexer(self.spool, self.ledger, self.clock).step()
-        identity = EngineIdentity("tiny", self.setup.bundle.digest, self.setup.config_digest)
-        room = Room(self.ledger, Network("AINODE"), (identity,), 0.0, lambda: None)
-        Push().fire(room, self.clock.advance(10.0))
-
-    def work(self, setup: Setup | None = None) -> bool:
-        """One step of a worker that was just started."""
-        patience = Patience(attempts=3, back_off=BackOff(first=30.0))
-        setups = {"tiny": setup or self.setup}
-        worker = Worker(self.ledger, Embedded(self.ledger), setups, tools(self.spool), patience)
-        worked = worker.step(self.clock)
-        worker.close()
-        return worked
-
-    def jobs(self) -> tuple[JobRow, ...]:
-        with self.ledger.read() as books:
-            return books.jobs.of_study(SPEC.study_uid)
-
-    def frozen(self) -> dict[str, bytes]:
-        return {
-            path.name: path.read_bytes() for path in (self.spool.root / "results").rglob("*.dcm")
-        }
+from tests.ward import Bench, at_work, failing
 
 
 @pytest.fixture
 def bench(tmp_path: Path, clock: Clock) -> Iterator[Bench]:
-    ledger = Ledger.open(tmp_path / "ledger.sqlite")
-    setup = tiny_setup(tmp_path)
-    yield Bench(ledger, Spool(tmp_path / "spool", clock), setup, clock)
-    setup.engine.close()
-    ledger.close()
-
-
-class Failing:
-    """An engine that fails so many times before it works."""
-
-    def __init__(self, setup: Setup, errors: list[Exception]) -> None:
-        self._setup = setup
-        self._errors = errors
-
-    def examine(self, *arguments: object) -> object:
-        if self._errors:
-            raise self._errors.pop(0)
-        return self._setup.engine.examine(*arguments)  # type: ignore[arg-type]
-
-
-def failing(bench: Bench, *errors: Exception) -> Setup:
-    return replace(bench.setup, engine=Failing(bench.setup, list(errors)))  # type: ignore[arg-type]
+    with at_work(tmp_path, clock) as bench:
+        yield bench
 
 
 def test_an_assessed_study_has_its_results_frozen_and_waiting(bench: Bench) -> None:
@@ -184,7 +119,7 @@ def test_a_study_that_kills_the_node_each_time_is_given_up(bench: Bench) -> None
         with bench.ledger.write() as books:
             assert books.jobs.claim(bench.clock.now) is not None
         with bench.ledger.write() as books:
-            books.jobs.reopen_running()
+            books.jobs.reopen_running(bench.clock.now)
     assert bench.work()
     (row,) = bench.jobs()
     assert row.job.state is JobState.FAILED
@@ -199,3 +134,19 @@ def test_another_engine_package_takes_the_job_over(bench: Bench) -> None:
     assert (old.job.state, new.job.state) == (JobState.FAILED, JobState.QUEUED)
     bench.work(changed)
     assert {row.job.state for row in bench.jobs()} == {JobState.FAILED, JobState.DONE}
+
+
+def test_images_that_were_exchanged_on_the_disk_make_no_result(bench: Bench) -> None:
+    """The gate sees a consistent set of files; only the ledger knows whose they were."""
+    bench.receive()
+    with bench.ledger.read() as books:
+        instances = books.arrivals.study(SPEC.study_uid).instances
+    for instance in instances:
+        dataset = dcmread(instance.path)
+        dataset.PatientID, dataset.PatientName = "OTHER", "Other^Name"
+        dataset.save_as(instance.path)
+    assert bench.work()
+    (row,) = bench.jobs()
+    assert row.job.state is JobState.FAILED
+    assert "another patient" in row.reason
+    assert bench.frozen() == {}

@@ -1,7 +1,8 @@
-"""``jobs`` and ``why``: what became of a study."""
+"""``jobs`` and ``why``: what became of a study; ``cancel`` and ``reprocess``: what shall."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -9,16 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import ConfigOption, JsonOption, configuration
-from node.cli.printing import emit
+from node.cli.options import ConfigOption, JsonOption, configuration, operator
+from node.cli.printing import emit, say
 from node.domain.errors import NodeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from node.ledger import Ledger
+    from node.domain.job import JobEvent
+    from node.ledger import Books, Ledger
+    from node.ledger.jobs import JobRow
     from node.story import JobStory, Story
+
+
+class NoSuchJob(NodeError):
+    """Nothing has this number, or nothing that can be done is left to do."""
 
 
 class NoLedger(NodeError):
@@ -29,6 +36,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(jobs)
     app.command()(why)
+    app.command()(cancel)
+    app.command()(reprocess)
 
 
 def jobs(
@@ -73,6 +82,65 @@ def why(
     emit(stories, as_json, "\n\n".join("\n".join(page(story)) for story in stories))
 
 
+NumberArgument = Annotated[
+    str, typer.Argument(help="Job id, accession number, or study, series or SOP Instance UID.")
+]
+ReasonOption = Annotated[str, typer.Option(help="Why, for the event log; no patient's name.")]
+
+
+def cancel(number: NumberArgument, reason: ReasonOption, config: ConfigOption = None) -> None:
+    """End jobs that have no result yet; one that runs stops at its next stage.
+
+    A failed job that nobody will run again is ended too, so that retention may remove its study.
+    """
+    from node.domain.job import JobEvent
+
+    _intervene(number, JobEvent.CANCEL, reason, config)
+
+
+def reprocess(number: NumberArgument, reason: ReasonOption, config: ConfigOption = None) -> None:
+    """Run jobs that are held, failed or cancelled. What is done is not done again."""
+    from node.domain.job import JobEvent
+
+    _intervene(number, JobEvent.RELEASE, reason, config)
+
+
+def _intervene(number: str, event: JobEvent, reason: str, config: Path | None) -> None:
+    """Apply a person's decision to every job of a number that allows it. Raises NoSuchJob."""
+    from node.bells import Bell
+    from node.domain.event import EventKind
+    from node.domain.job import JOB_TRANSITIONS
+
+    now, actor = time.time(), operator()
+    with _ledger(config) as ledger, ledger.write() as books:
+        rows = _jobs_of(books, number)
+        fitting = [row for row in rows if (row.job.state, event) in JOB_TRANSITIONS]
+        if not fitting:
+            states = ", ".join(f"{row.job.engine} is {row.job.state}" for row in rows) or "none"
+            raise NoSuchJob(f"{number} has no job that one can {event} (its jobs: {states})")
+        for row in fitting:
+            job = row.job
+            state = books.jobs.advance(job.id, event, now, reason, due_at=now)
+            words = f"{job.engine}: {event}, now {state}: {reason}"
+            books.events.note(
+                now,
+                EventKind.OPERATOR,
+                words,
+                study_uid=job.study_uid,
+                job=job.id,
+                actor=actor,
+            )
+            say(f"job {job.id} of {job.engine} was {job.state}, is {state}")
+    Bell(configuration(config).node.state / "bells" / "worker").ring()
+
+
+def _jobs_of(books: Books, number: str) -> tuple[JobRow, ...]:
+    row = books.jobs.row(number)
+    if row is not None:
+        return (row,)
+    return tuple(row for uid in books.arrivals.find(number) for row in books.jobs.of_study(uid))
+
+
 def page(story: Story) -> Iterator[str]:
     """A study's story, line by line."""
     study = story.study
@@ -102,6 +170,8 @@ def _job_lines(story: JobStory) -> Iterator[str]:
     job = story.row.job
     yield f"  engine {job.engine}: {job.state}" + (f", {story.row.reason}" * bool(story.row.reason))
     yield f"    job {job.id}, attempt {job.attempts}, package {job.engine_digest[:12]}"
+    if job.supersedes:
+        yield f"    replaces the results of job {job.supersedes}, on an earlier content"
     for verdict in story.verdicts:
         took = "taken" if verdict["accepted"] else "not taken"
         yield f"    {verdict['label']}: {took}"

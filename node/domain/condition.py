@@ -96,7 +96,10 @@ IMAGE: tuple[str, ...] = (
 )
 """Header facts that say what the pixels are and where they lie."""
 
-FACTS: tuple[str, ...] = IDENTITY + ACQUISITION + IMAGE
+ORDER: tuple[str, ...] = ("RequestedProcedurePriority", "StudyPriorityID")
+"""Header facts that say how urgent the examination is."""
+
+FACTS: tuple[str, ...] = IDENTITY + ACQUISITION + IMAGE + ORDER
 """The closed list of header facts kept of every instance (DICOM keywords, PS3.6)."""
 
 PRIVATE = frozenset(IDENTITY[1:5]) | {"AccessionNumber", "StudyID"}

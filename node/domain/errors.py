@@ -11,6 +11,11 @@
     +-- SpoolError             the spool could not keep what was received or made
     |   +-- SpoolFull          no space left (retryable)
     |   +-- DigestMismatch     bytes on disk are not the bytes that were recorded
+    +-- LedgerError            the ledger could not be read or written
+    |   +-- LedgerBusy         locked, or its disk is full or failing for now (retryable)
+    |   +-- LedgerBroken       the file is damaged, or another now lies in its place
+    +-- JobCancelled           a person cancelled the job while it ran
+    +-- SandboxError           the process that reads headers cannot be started (retryable)
     +-- InferenceError         the runtime failed or gave unusable output
     +-- EncodingError          a result object could not be made
     |   +-- ConformanceError   a result object was made but breaks the standard
@@ -24,8 +29,27 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import ClassVar
+
+
+_PASSING = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ESTALE,
+}
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether the machine is short of something, or a disk away: trying again can help."""
+    return error.errno in _PASSING
 
 
 class NodeError(Exception):
@@ -90,6 +114,30 @@ class DigestMismatch(SpoolError):
     """The bytes on disk are not the bytes that were recorded."""
 
     retryable = False
+
+
+class LedgerError(NodeError):
+    """The ledger could not be read or written."""
+
+
+class LedgerBusy(LedgerError):
+    """The ledger is locked, or its disk is full or failing; trying again may help."""
+
+    retryable = True
+
+
+class LedgerBroken(LedgerError):
+    """The ledger's file is damaged, gone, or replaced; a start of the node makes it anew."""
+
+
+class JobCancelled(NodeError):
+    """A person cancelled the job, or another worker has it now; what was made is dropped."""
+
+
+class SandboxError(NodeError):
+    """The process that reads headers cannot be started; what it was to read waits."""
+
+    retryable = True
 
 
 class InferenceError(NodeError):

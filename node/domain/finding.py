@@ -81,6 +81,16 @@ class Algorithm:
     parameters: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Predecessor:
+    """A report of ours that a later one replaces, as PS3.3 C.17.2 names it."""
+
+    study_uid: str
+    series_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Assessment:
     """The outcome of one engine on one study, ready to be encoded.
@@ -88,6 +98,7 @@ class Assessment:
     ``analysed_at`` is seconds since the epoch and belongs to the job, not to the clock, so that
     encoding twice gives the same bytes. An empty ``findings`` with no ``refusal`` means
     "assessed, nothing found"; ``refusal`` means "could not assess, because ...".
+    ``predecessors`` are the reports on an earlier content of the study that this one replaces.
     """
 
     job_id: str
@@ -95,3 +106,4 @@ class Assessment:
     analysed_at: float
     findings: tuple[Finding, ...] = ()
     refusal: str = ""
+    predecessors: tuple[Predecessor, ...] = ()

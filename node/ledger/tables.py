@@ -58,6 +58,10 @@ instances = Table(
     Column("pixel_offset", Integer),
 )
 Index(None, instances.c.study_uid)
+Index(None, instances.c.series_uid, instances.c.study_uid)
+# What retention has removed keeps its row, with an empty path; few have their bytes still.
+_KEPT = instances.c.path != ""
+Index("ix_instances_kept", instances.c.study_uid, sqlite_where=_KEPT, postgresql_where=_KEPT)
 
 jobs = Table(
     "jobs",
@@ -114,9 +118,19 @@ deliveries = Table(
     Column("proof", String(16), nullable=False, default="", server_default=""),
     Column("proof_due_at", Float),
     Column("transaction_uid", String(64), nullable=False, default="", server_default=""),
+    # How often it was sent again because the destination did not have what it had accepted.
+    Column("resends", Integer, nullable=False, default=0, server_default="0"),
     UniqueConstraint("sop_instance_uid", "destination"),
 )
 Index(None, deliveries.c.state, deliveries.c.due_at)
+
+breakers = Table(
+    "breakers",
+    metadata,
+    Column("destination", String(64), primary_key=True),
+    Column("failures", Integer, nullable=False),
+    Column("probe_at", Float),
+)
 
 events = Table(
     "events",

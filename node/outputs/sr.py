@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from node.dicom import predecessors
 from node.dicom.groups import Context, Group, finding_groups, showing, statement
 from node.dicom.identity import stand_in, text
 from node.dicom.library import image_library, is_image
@@ -76,6 +77,10 @@ class Sr:
             raise EncodingError(
                 f"the report of job {assessment.job_id} could not be built: {error}"
             ) from error
+        if assessment.predecessors:
+            # The library wants the documents themselves, of which the archive may have the only
+            # copy; their UIDs are enough.
+            built.PredecessorDocumentsSequence = predecessors.sequence(assessment.predecessors)
         return finished(built, assessment, source.headers[0], self.description)
 
     def _build(self, assessment: Assessment, source: Source, earlier: Sequence[Dataset]) -> Dataset:

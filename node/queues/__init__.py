@@ -14,8 +14,11 @@ from node.queues.embedded import Embedded
 class Queue(Protocol):
     """Hands out jobs, each to one worker at a time."""
 
-    def claim(self, now: float) -> Job | None:
-        """The next due job, marked as running with its attempt counted; None when none is due."""
+    def claim(self, now: float, worker: str) -> Job | None:
+        """The next due job, marked as that worker's, its attempt counted; None when none is due.
+
+        The most urgent comes first, the oldest among equals.
+        """
 
     def next_due(self) -> float | None:
         """When the next job is due (seconds since the epoch); None when none is queued."""

@@ -14,10 +14,14 @@ class Embedded:
 
     ledger: Ledger
 
-    def claim(self, now: float) -> Job | None:
-        """The oldest due job."""
+    def claim(self, now: float, worker: str) -> Job | None:
+        """The most urgent due job."""
+        with self.ledger.read() as books:
+            due = books.jobs.next_due()
+        if due is None or due > now:
+            return None  # looking takes no lock; a worker looks far more often than it finds
         with self.ledger.write() as books:
-            return books.jobs.claim(now)
+            return books.jobs.claim(now, worker)
 
     def next_due(self) -> float | None:
         """When the next job is due."""

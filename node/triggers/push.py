@@ -10,12 +10,15 @@ from collections.abc import Iterable, Iterator
 from pydantic.dataclasses import dataclass
 
 from node.assembly import Assembly, Completion, Policy, due, tick
-from node.domain.job import Job, JobState, job_id
+from node.domain.event import EventKind
+from node.domain.job import Job, JobState, job_id, urgency
 from node.domain.peer import Network
 from node.domain.stage import Stage
 from node.ledger import Books
 from node.ledger.arrivals import StudyRow
-from node.room import EngineIdentity, Room
+from node.room import EngineIdentity, Room, Terms
+
+_USUAL = Terms()
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -67,23 +70,46 @@ def _complete(room: Room, completion: Completion, now: float) -> None:
     room.reached(Stage.STUDY_COMPLETE, completion.study_uid)
     with room.ledger.write() as books:
         content = books.arrivals.complete(completion.study_uid, completion.rule, now)
+        for peer, count in books.arrivals.senders(completion.study_uid).items():
+            words = f"{count} instances in all from {peer}"
+            books.events.note(
+                now, EventKind.RECEIVED, words, study_uid=completion.study_uid, actor=peer
+            )
         books.events.note(
             now,
-            "complete",
+            EventKind.COMPLETE,
             f"by {completion.rule} after {completion.waited_s:.1f} s",
             study_uid=completion.study_uid,
         )
         for engine in room.engines:
-            enter_job(books, engine, completion.study_uid, content, now)
+            enter_job(books, engine, completion.study_uid, content, now, room.terms)
     room.reached(Stage.JOB_CREATED, completion.study_uid)
     room.wake_worker()
 
 
 def enter_job(
-    books: Books, engine: EngineIdentity, study_uid: str, content: str, now: float
+    books: Books,
+    engine: EngineIdentity,
+    study_uid: str,
+    content: str,
+    now: float,
+    terms: Terms = _USUAL,
 ) -> str:
-    """Enter the job of an engine on a revision, unless it is there. Returns its id."""
+    """Enter the job of an engine on a revision, unless it is there.
+
+    Returns its id; "" where the terms want none.
+    """
     identity = job_id(content, engine.name, engine.digest, engine.config_digest)
+    if books.jobs.row(identity) is not None:
+        words = f"{engine.name} has this content already; nothing is made twice"
+        books.events.note(now, EventKind.KNOWN, words, study_uid=study_uid, job=identity)
+        return identity
+    late = books.jobs.has_earlier(study_uid, engine.name, content)
+    if late and terms.late_instances == "ignore":
+        words = f"{engine.name} has assessed an earlier content; late instances make no job"
+        books.events.note(now, EventKind.KNOWN, words, study_uid=study_uid)
+        return ""
+    held = late and terms.late_instances == "hold"
     job = Job(
         id=identity,
         study_uid=study_uid,
@@ -91,16 +117,15 @@ def enter_job(
         engine=engine.name,
         engine_digest=engine.digest,
         config_digest=engine.config_digest,
-        state=JobState.QUEUED,
+        state=JobState.HELD if held else JobState.QUEUED,
         attempts=0,
         created_at=now,
+        priority=engine.priority + urgency(books.upkeep.priorities(study_uid)),
+        deadline_at=now + terms.deadline_s if terms.deadline_s else None,
+        supersedes=books.jobs.superseded(study_uid, engine.name, content),
     )
-    if not books.jobs.add(job):
-        books.events.note(
-            now,
-            "known",
-            f"{engine.name} has this content already; nothing is made twice",
-            study_uid=study_uid,
-            job=identity,
-        )
+    books.jobs.add(job)
+    if held:
+        words = f"{engine.name} waits: instances came late; `ai-node reprocess` lets it run"
+        books.events.note(now, EventKind.HELD, words, study_uid=study_uid, job=identity)
     return identity

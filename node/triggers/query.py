@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from node.dicom import scu
+from node.dicom.matching import in_words
 from node.dicom.requestor import known_peer
 from node.dicom.scu import FindQuery, Match, MoveResult
 from node.domain.errors import PeerError, PeerUnreachable
@@ -58,6 +59,9 @@ class Pulls(Protocol):
         self, peer: str, study_uid: str, accession: str, instances: int | None, now: float
     ) -> None:
         """A study was found: due when it is new, or has more instances than when it was pulled."""
+
+    def queried(self, peer: str, question: str, found: int, now: float) -> None:
+        """The peer answered a question with so many studies."""
 
     def due(self, peer: str, now: float) -> tuple[Pull, ...]:
         """What is to be fetched from a peer now."""
@@ -158,6 +162,7 @@ class Query:
         matches = scu.find(room.network, peer, question)
         for match in matches:
             room.pulls.note(peer.name, match.study_uid, match.accession, match.instances, now)
+        room.pulls.queried(peer.name, in_words(question), len(matches), now)
         # Last, so that a crash half way asks for the same days again.
         room.pulls.advance(self._name, now)
         return {match.study_uid: match for match in matches}

@@ -126,7 +126,7 @@ def test_a_job_that_is_not_due_is_not_claimed(with_job: Ledger) -> None:
 def test_what_a_dead_process_was_running_is_queued_again(with_job: Ledger) -> None:
     with with_job.write() as books:
         books.jobs.claim(2000.0)
-        assert books.jobs.reopen_running() == 1
+        assert books.jobs.reopen_running(2000.0) == 1
         again = books.jobs.claim(2000.0)
     assert again is not None
     assert again.attempts == 2

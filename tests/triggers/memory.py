@@ -25,12 +25,16 @@ class MemoryPulls:
 
     marks: dict[str, float] = field(default_factory=dict)
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    questions: list[tuple[str, str, int]] = field(default_factory=list)
 
     def watermark(self, name: str) -> float | None:
         return self.marks.get(name)
 
     def advance(self, name: str, at: float) -> None:
         self.marks[name] = max(at, self.marks.get(name, at))
+
+    def queried(self, peer: str, question: str, found: int, now: float) -> None:
+        self.questions.append((peer, question, found))
 
     def note(
         self, peer: str, study_uid: str, accession: str, instances: int | None, now: float

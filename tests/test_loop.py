@@ -1,0 +1,56 @@
+"""A loop goes on after what may pass, and ends with what will not."""
+
+from __future__ import annotations
+
+import pytest
+
+from node import loop as loops
+from node.domain.errors import LedgerBroken, LedgerBusy, NodeError
+from node.loop import Loop
+
+
+def running(*outcomes: NodeError | bool) -> list[NodeError | bool]:
+    """Run a loop whose steps have these outcomes, then stop it. Returns what was left."""
+    left = list(outcomes)
+
+    def step() -> bool:
+        if not left:
+            loop.stop()
+            return False
+        outcome = left.pop(0)
+        if isinstance(outcome, NodeError):
+            raise outcome
+        return outcome
+
+    loop = Loop("test", step, lambda: 0.0, lambda: 1.0)
+    loop.run()
+    return left
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "RETRY_S", 0.0)
+
+
+def test_a_locked_ledger_does_not_end_a_loop() -> None:
+    assert running(True, LedgerBusy("locked"), True, LedgerBusy("locked"), True) == []
+
+
+def test_a_damaged_ledger_does() -> None:
+    with pytest.raises(LedgerBroken):
+        running(True, LedgerBroken("damaged"), True)
+
+
+def test_a_loop_that_cannot_ask_when_it_is_due_asks_again() -> None:
+    asked = []
+
+    def next_due() -> float:
+        asked.append(True)
+        if len(asked) < 3:
+            raise LedgerBusy("locked")
+        loop.stop()
+        return 0.0
+
+    loop = Loop("test", lambda: False, next_due, lambda: 1.0)
+    loop.run()
+    assert len(asked) == 3
