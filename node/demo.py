@@ -20,11 +20,12 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from node.config import Config, frame, parse
-from node.daemon import Node, Watcher
+from node.daemon import Node
 from node.domain.errors import NodeError
 from node.domain.job import DeliveryState, JobState
 from node.domain.stage import Stage
 from node.inspection import Check, Returned, draw, inspect
+from node.site import Watcher
 from node.testing.archive import Archive
 from node.testing.modality import Called, send
 from node.testing.phantom import study as phantom_study

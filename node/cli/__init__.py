@@ -14,11 +14,35 @@ import typer
 from typer.core import TyperGroup
 
 from node import __version__
-from node.cli import configuration, demo, engine, network, serve, service, study
+from node.cli import (
+    audit,
+    configuration,
+    deliveries,
+    demo,
+    engine,
+    ledger,
+    network,
+    quarantine,
+    serve,
+    service,
+    study,
+)
 from node.cli.printing import complain, say
 from node.domain.errors import ConfigError, NodeError
 
-_COMMANDS = (demo, configuration, serve, network, study, engine, service)
+_COMMANDS = (
+    demo,
+    configuration,
+    serve,
+    network,
+    study,
+    ledger,
+    engine,
+    quarantine,
+    audit,
+    service,
+    deliveries,
+)
 
 
 class _Commands(TyperGroup):

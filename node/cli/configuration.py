@@ -39,7 +39,7 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """
     path = configuration_path(config)
     try:
-        sound = _checked(path)
+        sound = checked(path)
     except ConfigError as error:
         if not as_json:
             raise
@@ -100,7 +100,8 @@ def write_configuration(directory: Path, answers: Answers, force: bool = False) 
     return path
 
 
-def _checked(path: Path) -> Config:
+def checked(path: Path) -> Config:
+    """A configuration of which every part has been built once. Raises ConfigError."""
     """The configuration, once its members and its engine packages were found sound too."""
     from node.cli.families import registries
     from node.config import check as check_document

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,3 +36,13 @@ def configuration(given: Path | None) -> Config:
     from node.config import load
 
     return load(configuration_path(given))
+
+
+def operator() -> str:
+    """Who runs the command, for the event log: behind sudo, the user who called it."""
+    if os.geteuid() == 0 and os.environ.get("SUDO_USER"):
+        return os.environ["SUDO_USER"]
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"user {os.geteuid()}"

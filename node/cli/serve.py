@@ -1,26 +1,30 @@
-"""``run``: the node itself, in the foreground, as systemd starts it."""
+"""``run``: the node in the foreground, as systemd starts it; all of it, or one part."""
 
 from __future__ import annotations
 
-import logging
+import os
+import resource
 import signal
 import sys
 import threading
 import time
-import warnings
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import ConfigOption, configuration
+from node.cli.options import ConfigOption, configuration, configuration_path
+from node.domain.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
-    from node.config import LoggingSection
-    from node.daemon import Node
+    from node.config import Config, LoggingSection
     from node.notify import ServiceManager
+    from node.parts import Part
 
 _TURN_S = 5.0
-"""How often the foreground looks at the parts when no watchdog asks for more."""
+"""How often a part is looked at when no watchdog asks for more."""
 
 
 def register(app: typer.Typer) -> None:
@@ -28,58 +32,177 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
 
 
-def run(config: ConfigOption = None) -> None:
-    """Receive, infer and deliver until SIGTERM or SIGINT."""
-    from node.daemon import Node
+def run(
+    config: ConfigOption = None,
+    only: Annotated[
+        str, typer.Option("--only", help="One part: receiver, gateway or worker.")
+    ] = "",
+    worker: Annotated[str, typer.Option(help="Name of this worker, where several run.")] = "worker",
+) -> None:
+    """Receive, infer and deliver until SIGTERM or SIGINT; read the configuration anew on SIGHUP."""
+    from node.logs import guard
     from node.notify import ServiceManager
 
     settings = configuration(config)
     configure_logging(settings.logging)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    guard()
+    signals = Signals()
     manager = ServiceManager.of()
-    with Node(settings) as node:
-        manager.ready(f"listening as {settings.node.ae_title} on port {node.port}")
-        _watch(node, manager, stopping)
-        manager.stopping()
+    path = configuration_path(config)
+    if only:
+        serve_part(PartOf(only, worker), Current(settings, path), manager, signals)
+    else:
+        _supervise(settings, path, manager, signals)
+
+
+@dataclass(slots=True)
+class Signals:
+    """What the process was told: to stop, or to read its configuration again."""
+
+    stopping: threading.Event = field(default_factory=threading.Event)
+    reloading: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        """Listen to SIGTERM, SIGINT and SIGHUP."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stopping.set())
+        signal.signal(signal.SIGHUP, lambda *_: self.reloading.set())
+
+
+@dataclass(frozen=True, slots=True)
+class PartOf:
+    """Which part this process is; ``worker`` tells several workers apart."""
+
+    name: str
+    worker: str = "worker"
+
+
+@dataclass(slots=True)
+class Current:
+    """The configuration in force."""
+
+    settings: Config
+    path: Path
+
+    def reload(self) -> bool:
+        """Read the file again; a wrong one changes nothing. True when something is different."""
+        import structlog
+
+        from node.cli.configuration import checked
+        from node.reload import difference
+
+        log = structlog.get_logger()
+        try:
+            new = checked(self.path)
+        except ConfigError as error:
+            log.error("configuration is wrong, the old one stays", faults=str(error))
+            return False
+        changes = difference(self.settings, new)
+        log.info("configuration read", changes=[change.words for change in changes])
+        self.settings = new
+        return bool(changes)
 
 
 def configure_logging(section: LoggingSection) -> None:
     """Structured lines on standard error; JSON where nobody looks on."""
-    import structlog
+    from node import logs
 
-    # pydicom complains of odd values by quoting them, and a value may be a patient's.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="pydicom")
-    warnings.filterwarnings("ignore", module="highdicom")
-    level = getattr(logging, section.level.upper())
-    text = section.format == "text" or (section.format == "auto" and sys.stderr.isatty())
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-        if text
-        else structlog.processors.JSONRenderer()
-    )
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logs.configure(section)
 
 
-def _watch(node: Node, manager: ServiceManager, stopping: threading.Event) -> None:
-    """Feed the watchdog while the node proves progress, until told to stop or a part ends."""
-    from node.loop import LONGEST_SLEEP_S
+def serve_part(this: PartOf, current: Current, manager: ServiceManager, signals: Signals) -> None:
+    """Run one part; made anew whenever its configuration has changed."""
+    from node.parts import PARTS
+
+    if this.name not in PARTS:
+        known = ", ".join(PARTS)
+        raise ConfigError((Fault("--only", f"there is no part {this.name!r} (known: {known})"),))
+    while not signals.stopping.is_set():
+        _serve(this, current, manager, signals)
+
+
+def _serve(this: PartOf, current: Current, manager: ServiceManager, signals: Signals) -> None:
+    """One life of the part: until it is told to stop or its configuration has changed."""
+    from node.parts import PARTS
+    from node.site import Site
+
+    configure_logging(current.settings.logging)
+    if this.name == "worker":
+        _limit_memory(current.settings.jobs.memory_gb)
+    site = Site(current.settings, worker=this.worker)
+    ear = site.bell(this.name).listen()
+    part = PARTS[this.name](site)
+    hearing = threading.Thread(target=ear.run, args=(part.crew.wake,), name="bell", daemon=True)
+    try:
+        part.start()
+        hearing.start()
+        manager.ready(f"{this.name} serves {current.settings.node.ae_title}")
+        _watch(part, current, manager, signals)
+    finally:
+        _stop(part, manager)
+        ear.close()
+        site.close()
+
+
+def _stop(part: Part, manager: ServiceManager) -> None:
+    """Let the part finish what it is at; that is progress too, and may take its time."""
+    with ThreadPoolExecutor(1) as bench:
+        stopped = bench.submit(part.stop)
+        while not wait((stopped,), timeout=_TURN_S).done:
+            manager.alive()
+        stopped.result()
+
+
+def _limit_memory(gigabytes: float) -> None:
+    """Bound what this process may take: a study that asks for more fails, and fails alone."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = int(gigabytes * 1e9) or whole * 3 // 4
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _watch(part: Part, current: Current, manager: ServiceManager, signals: Signals) -> None:
+    """Feed the watchdog while the part proves progress. Raises what ended one of its loops."""
+    from node.crew import wait_for_end
     from node.notify import watchdog_interval_s
 
     interval = watchdog_interval_s()
-    turn = min(_TURN_S, interval / 2) if interval else _TURN_S
-    while not stopping.wait(turn):
-        node.wait(timeout_s=0)
-        if node.alive(time.time(), longest_s=LONGEST_SLEEP_S + (interval or 0.0)):
+    turn = min(_TURN_S, interval / 3) if interval else _TURN_S
+    while not signals.stopping.wait(turn):
+        if part.crew.running:
+            wait_for_end((part.crew,), timeout_s=0)
+        if signals.reloading.is_set():
+            signals.reloading.clear()
+            manager.reloading()
+            if current.reload():
+                return
+            manager.ready()
+        if interval and part.alive(time.time()):
             manager.alive()
+    manager.stopping()
+
+
+def _supervise(settings: Config, path: Path, manager: ServiceManager, signals: Signals) -> None:
+    from node.parts import PARTS
+    from node.supervisor import Supervisor
+
+    def command(part: str) -> list[str]:
+        return [sys.executable, "-m", "node", "run", "--config", str(path), "--only", part]
+
+    supervisor = Supervisor(
+        {part: command(part) for part in PARTS},
+        ready=lambda: manager.ready(
+            f"{settings.node.ae_title} listens on port {settings.scp.port}"
+        ),
+        alive=manager.alive,
+    )
+
+    def stopping(turn_s: float) -> bool:
+        if signals.reloading.is_set():
+            # Each part reads the configuration for itself, and keeps the old one when it is wrong.
+            signals.reloading.clear()
+            supervisor.reload()
+        return signals.stopping.wait(turn_s)
+
+    supervisor.run(stopping)
+    manager.stopping()

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from node.cli.serve import configure_logging
 from node.config import LoggingSection, load
-from node.daemon import Node, Watcher
+from node.daemon import Node
 from node.domain.stage import Stage
+from node.site import Watcher
 
 
 def main(config: Path, stage: str = "", count: str = "1") -> None:

@@ -15,13 +15,20 @@ from node.daemon import Node
 from node.domain.job import DeliveryState, JobState
 from node.domain.stage import Stage
 from node.testing.series import SeriesSpec, make
+from tests import canary
 from tests.engines.package import PARTS, brighter_than, package
 
 DONE, REFUSED, FAILED = JobState.DONE, JobState.REFUSED, JobState.FAILED
 AE_TITLE = "AINODE"
 MODALITY = "MODALITY"
 ARCHIVE = "ARCHIVE"
-SPEC = SeriesSpec(spacing=(5.0, 1.0, 1.0))
+SPEC = SeriesSpec(
+    spacing=(5.0, 1.0, 1.0),
+    patient_id=canary.PATIENT_ID,
+    patient_name=canary.PATIENT_NAME,
+    birth_date=canary.BIRTH_DATE,
+    accession_number=canary.ACCESSION,
+)
 
 
 def small_study(spec: SeriesSpec = SPEC, slices: int = 6) -> list[Dataset]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from node.config import load
-from node.daemon import Node, Watcher
+from node.daemon import Node
+from node.site import Watcher
 from node.testing.archive import Archive
 from node.testing.series import save
 from tests.acceptance.hospital import AE_TITLE, SPEC, Lookout, Plan, ended, small_study, tiny_engine

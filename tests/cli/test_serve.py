@@ -53,13 +53,12 @@ def test_the_service_manager_is_told_of_readiness_progress_and_the_end(
     config = Plan(tiny_engine(tmp_path), 104).write(tmp_path / "node")
     address = str(tmp_path / "notify")
     with start(config, NOTIFY_SOCKET=address, WATCHDOG_USEC="500000") as process:
-        assert "STATUS=listening as AINODE on port" in told(manager, "READY=1")
+        assert "STATUS=AINODE listens on port" in told(manager, "READY=1")
         told(manager, "WATCHDOG=1")
         process.send_signal(signal.SIGTERM)
         told(manager, "STOPPING=1")
-        _, complaints = process.communicate(timeout=PATIENCE_S)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
-    assert '"event": "stopped"' in complaints
 
 
 def test_a_wrong_configuration_ends_at_once_with_its_line(tmp_path: Path) -> None:
