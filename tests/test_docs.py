@@ -26,7 +26,7 @@ OPENING = "\n".join(README.splitlines()[:40])
 CONTRIBUTING = (ROOT / ".github/CONTRIBUTING.md").read_text(encoding="utf-8")
 SHIPPED = (folder("config") / "node.toml").read_text(encoding="utf-8")
 
-_OPTIONAL = re.compile(r"^# (?=\[\[\w+\]\]$|\w+ = |# )", re.MULTILINE)
+_OPTIONAL = re.compile(r"^# (?=\[\[\w+\]\]$|\[\w+\.\w+\]$|\w+ = |# )", re.MULTILINE)
 """A key or table that is there as a comment, and the comments of such a table."""
 
 
