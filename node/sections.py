@@ -140,6 +140,8 @@ class JobsSection:
     """How long ago a study may be complete that is still given a job that it lacks, in days."""
     timeout_s: Seconds = 3600.0
     """Longest run of one job, in seconds; a worker that takes longer is ended and started anew."""
+    memory_gb: Annotated[float, Field(ge=0)] = 0.0
+    """Address space that a worker process may take, in GB; 0: three quarters of the memory."""
 
     @property
     def back_off(self) -> BackOff:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -12,7 +14,7 @@ import pytest
 
 from node.dicom import part10
 from node.dicom.scp import Received
-from node.domain.errors import DigestMismatch, SpoolError, SpoolFull
+from node.domain.errors import DigestMismatch, HeaderError, SpoolError, SpoolFull
 from node.domain.stage import Stage
 from node.spool import Spool
 
@@ -40,10 +42,62 @@ def spool(tmp_path: Path) -> Spool:
 def test_received_bytes_are_kept_to_the_letter(spool: Spool) -> None:
     arrival = spool.keep(received())
     content = arrival.path.read_bytes()
-    assert content == part10.envelope(arrival) + DATASET
-    assert arrival.sha256 == hashlib.sha256(DATASET).hexdigest()
+    crc32 = f"{zlib.crc32(DATASET):08x}"
+    assert content == part10.envelope(arrival, crc32) + DATASET
     assert pydicom.dcmread(arrival.path).Modality == "MR"
-    assert part10.read_arrival(arrival.path) == arrival
+    digest = hashlib.sha256(DATASET).hexdigest()
+    assert part10.read_arrival(arrival.path) == replace(arrival, sha256=digest)
+
+
+def test_bytes_that_changed_on_disk_are_noticed(spool: Spool) -> None:
+    arrival = spool.keep(received())
+    content = bytearray(arrival.path.read_bytes())
+    content[-1] ^= 1
+    arrival.path.write_bytes(content)
+    with pytest.raises(HeaderError, match="damaged"):
+        part10.read_arrival(arrival.path)
+
+
+def test_fragments_are_kept_as_one(spool: Spool) -> None:
+    arriving = spool.begin(received())
+    for part in (DATASET[:7], DATASET[7:8], DATASET[8:]):
+        arriving.write(memoryview(part))
+    with arriving.look() as seen:
+        assert bytes(seen) == DATASET
+    arrival = arriving.finish()
+    arriving.discard()
+    assert arrival.path.read_bytes().endswith(DATASET)
+    assert part10.read_arrival(arrival.path).sha256 == hashlib.sha256(DATASET).hexdigest()
+
+
+def test_an_object_of_many_blocks_is_kept_to_the_letter(spool: Spool) -> None:
+    dataset = DATASET + bytes(range(256)) * 10_000
+    for cut in (1 << 20, 100_000, len(dataset)):
+        arriving = spool.begin(received(uid=f"1.2.{cut}"))
+        for at in range(0, len(dataset), cut):
+            arriving.write(memoryview(dataset)[at : at + cut])
+        path = arriving.finish().path
+        assert path.read_bytes().endswith(dataset)
+        assert part10.read_arrival(path).sha256 == hashlib.sha256(dataset).hexdigest()
+
+
+def test_what_is_discarded_leaves_nothing(spool: Spool) -> None:
+    arriving = spool.begin(received())
+    arriving.write(memoryview(DATASET))
+    arriving.discard()
+    assert list((spool.root / "incoming").iterdir()) == []
+
+
+def test_nothing_is_begun_below_the_watermark(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, lambda: 0.0, watermark=1 << 62)
+    with pytest.raises(SpoolFull, match="watermark_mb"):
+        spool.begin(received())
+    assert list((tmp_path / "incoming").iterdir()) == []
+
+
+def test_an_envelope_with_zeros_in_a_uid_is_sealed_in_the_right_place(spool: Spool) -> None:
+    arrival = spool.keep(received(uid="1.2.00000000"))
+    assert part10.read_arrival(arrival.path).sop_instance_uid == "1.2.00000000"
 
 
 @pytest.mark.parametrize("uid", ["../../evil", "/etc/passwd", "a\0b", "%2e%2e", "x" * 64])
@@ -75,9 +129,12 @@ def test_durability_order_is_write_fsync_rename_fsync_directory(
     monkeypatch.setattr(Path, "replace", record_replace)
     spool.keep(received())
     assert calls == [
+        Stage.RECEIVED,
         Stage.BYTES_WRITTEN,
         "fsync file",
+        Stage.BYTES_SYNCED,
         "rename",
+        Stage.BYTES_NAMED,
         "fsync directory",
         Stage.BYTES_DURABLE,
     ]
@@ -87,7 +144,7 @@ def test_durability_order_is_write_fsync_rename_fsync_directory(
     ("number", "error"),
     [(errno.ENOSPC, SpoolFull), (errno.EDQUOT, SpoolFull), (errno.EIO, SpoolError)],
 )
-@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("call", ["open", "pwrite", "fsync"])
 def test_a_failed_write_keeps_nothing_and_says_so(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, call: str, number: int, error: type[SpoolError]
 ) -> None:
@@ -110,7 +167,7 @@ def test_arrivals_come_back_in_order_after_a_restart(tmp_path: Path) -> None:
 def test_sweep_removes_only_what_was_never_acknowledged(spool: Spool) -> None:
     kept = spool.keep(received()).path
     (spool.root / "incoming" / "x.dcm.part").write_bytes(b"half")
-    assert spool.sweep() == 1
+    assert spool.sweep("incoming") == 1
     assert list((spool.root / "incoming").iterdir()) == [kept]
 
 

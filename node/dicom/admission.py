@@ -21,6 +21,8 @@ CALLING_NOT_RECOGNISED = (1, 1, 3)
 """Result, source and reason of the A-ASSOCIATE-RJ (PS3.8 table 9-21)."""
 CALLED_NOT_RECOGNISED = (1, 1, 7)
 LIMIT_EXCEEDED = (2, 3, 2)
+NO_REASON = (2, 1, 1)
+"""Transient: the fault is ours."""
 
 _REMEMBERED_S = 60.0
 

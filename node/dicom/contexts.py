@@ -28,7 +28,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import ServiceClass, StorageServiceClass
 from pynetdicom.sop_class import register_uid, uid_to_service_class
 
-from node.domain.errors import HeaderError
+from node.domain.errors import HeaderError, may_pass
 
 VERIFICATION = "1.2.840.10008.1.1"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
@@ -101,6 +101,11 @@ def acceptable(
     return [build_context(uid, list(syntaxes)) for uid, syntaxes in wanted.items() if syntaxes]
 
 
+def is_storage(uid: str) -> bool:
+    """Whether a SOP class is one of those that we store."""
+    return uid in _STORAGE
+
+
 def plain(uid: str) -> PresentationContext:
     """A context for a service without pixel data, in the two syntaxes that everybody has."""
     return build_context(uid, list(_FALLBACKS))
@@ -116,7 +121,10 @@ class Label:
 
 
 def read_label(path: Path) -> Label:
-    """The label of a file, without reading its data set. Raises HeaderError."""
+    """The label of a file, without reading its data set.
+
+    Raises HeaderError, and OSError when the file may be readable another time.
+    """
     try:
         meta = read_file_meta_info(path)
         return Label(
@@ -125,6 +133,8 @@ def read_label(path: Path) -> Label:
             str(meta.TransferSyntaxUID),
         )
     except (OSError, ValueError, AttributeError, InvalidDicomError) as error:
+        if isinstance(error, OSError) and may_pass(error):
+            raise
         raise HeaderError(
             f"{path.name} cannot be sent: it is no readable DICOM file with file meta "
             f"information ({type(error).__name__})"

@@ -41,11 +41,9 @@ VALUE_LIMIT = 16 * 1024
 _TAGS = {keyword: int(tag_for_keyword(keyword) or 0) for keyword in FACTS}
 _REFERRER = int(tag_for_keyword("ReferringPhysicianName") or 0)
 """Carried into results like the identity, though nothing is decided on it."""
-_NATIVE_ORDER: dict[str, str] = {
-    ImplicitVRLittleEndian: "<",
-    ExplicitVRLittleEndian: "<",
-    ExplicitVRBigEndian: ">",
-}
+_MODALITY_LUT = int(tag_for_keyword("ModalityLUTSequence") or 0)
+"""Where it is, the stored values mean something else, so their place alone is not enough."""
+_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 _NUMERIC = frozenset(_BINARY) | {"DS", "IS"}
 _DECODED = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
@@ -86,12 +84,14 @@ def read_instance(arrival: Arrival) -> Instance:
         dataset = dcmread(
             stream,
             stop_before_pixels=True,
-            specific_tags=[*_TAGS.values(), _REFERRER],
+            specific_tags=[*_TAGS.values(), _REFERRER, _MODALITY_LUT],
             defer_size=VALUE_LIMIT,
         )
         _refuse_endless_identity(dataset)
         facts = _facts(dataset)
-        pixel_offset = _pixel_offset(stream, arrival.transfer_syntax_uid)
+        pixel_offset = None
+        if _MODALITY_LUT not in dataset:
+            pixel_offset = _pixel_offset(stream, arrival.transfer_syntax_uid)
     uids = {keyword: _uid(facts, keyword) for keyword in _UIDS}
     for keyword, announced in (
         ("SOPInstanceUID", arrival.sop_instance_uid),
@@ -206,7 +206,12 @@ def where(instance: Instance) -> str:
     return f"instance {instance.sop_instance_uid}"
 
 
-_FIGURES = re.compile(r"([-+.,\d\\\s]|e|nan|inf)*", re.IGNORECASE)
+_FIGURES = re.compile(
+    r"([-+.,\d\\\s]|e|nan|inf)*"
+    # What the reader itself puts in the place of a value that it does not keep.
+    r"|\(\d+ bytes\)|\(written as [A-Z]{2}\)",
+    re.IGNORECASE,
+)
 
 
 def _shown(value: Fact) -> str:
@@ -253,15 +258,18 @@ def _refuse_endless_identity(dataset: Dataset) -> None:
 
 
 def _pixel_offset(stream: BinaryIO, transfer_syntax_uid: str) -> int | None:
-    """Where native Pixel Data begins; the stream stands before its tag when there is any."""
-    order = _NATIVE_ORDER.get(transfer_syntax_uid)
+    """Where Pixel Data begins; the stream stands before its tag when there is any."""
+    order = ">" if transfer_syntax_uid == ExplicitVRBigEndian else "<"
     head = stream.read(12)
-    if order is None or len(head) < 8 or struct.unpack_from(f"{order}HH", head) != (0x7FE0, 0x10):
+    if len(head) < 8 or struct.unpack_from(f"{order}HH", head) != (0x7FE0, 0x10):
         return None
     # As a length these letters would be odd, so a length does not look like them.
     explicit = head[4:6] in (b"OB", b"OW", b"UN")
     at = 8 if explicit else 4
-    if len(head) < at + 4 or struct.unpack_from(f"{order}I", head, at)[0] == 0xFFFFFFFF:
+    if len(head) < at + 4:
+        return None
+    encapsulated = struct.unpack_from(f"{order}I", head, at)[0] == 0xFFFFFFFF
+    if encapsulated == (transfer_syntax_uid in _NATIVE):
         return None
     return stream.tell() - len(head) + at + 4
 

@@ -125,6 +125,8 @@ _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageComp
 _METHODS = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
 _CUSTOM_TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 """Value representations that the Specific Character Set governs (PS3.5 6.1.2.3)."""
+_LONGEST = 16 * 1024
+"""Bytes of an optional attribute that is carried; sequences are measured as a whole."""
 _PER_FRAME = Tag("PerFrameFunctionalGroupsSequence")
 
 
@@ -185,11 +187,13 @@ def carry(header: Dataset, result: Dataset) -> None:
 def _sound(header: Dataset, tag: BaseTag) -> bool:
     """Whether an optional attribute is worth carrying: it has a value, and a legal one.
 
-    An empty one says nothing and breaks the rules where it is Type 1C, and an age of "81" would
-    make a sender's fault ours.
+    An empty one says nothing and breaks the rules where it is Type 1C, an age of "81" would make a
+    sender's fault ours, and to take apart megabytes of names would take minutes and gigabytes.
     """
     element = header.get_item(tag)
     if element is None or not element.value:
+        return False
+    if isinstance(element, RawDataElement) and len(element.value) > _LONGEST:
         return False
     try:
         validate_value(dictionary_VR(tag), text(header, keyword_for_tag(tag)), RAISE)

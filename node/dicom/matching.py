@@ -18,6 +18,9 @@ from node.dicom.wire import is_uid
 
 log = structlog.get_logger()
 
+_NARROWING = ("StudyDate", "ModalitiesInStudy", "StudyDescription")
+"""Keys of a search for many studies; none of them names a patient or an order."""
+
 
 @dataclass(frozen=True, slots=True)
 class FindQuery:
@@ -64,6 +67,12 @@ def identifier_of(query: FindQuery) -> Dataset:
     if not (query.description + query.accession).isascii():
         identifier.SpecificCharacterSet = "ISO_IR 192"
     return identifier
+
+
+def in_words(query: FindQuery) -> str:
+    """The keys that narrow the search, as ``Keyword=value; ...``."""
+    keys = (one for one in identifier_of(query) if one.value and one.keyword in _NARROWING)
+    return "; ".join(f"{one.keyword}={one.value}" for one in keys)
 
 
 def _date_range(query: FindQuery) -> str:

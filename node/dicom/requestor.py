@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -16,57 +17,73 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from node.dicom.contexts import name_of
 from node.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
-from node.dicom.wire import MAXIMUM_PDU, connection_of, tuning
-from node.domain.errors import ContextRejected, PeerError, PeerRejected, PeerUnreachable
+from node.dicom.tls import client_context
+from node.dicom.wire import MAXIMUM_PDU, connection_of, read_alone, tuning
+from node.domain.errors import (
+    ConfigError,
+    ContextRejected,
+    PeerError,
+    PeerRejected,
+    PeerUnreachable,
+)
 from node.domain.peer import Network, Peer
 
+_TLS_ADVICE = (
+    "; with TLS also that its certificate names this host, is not expired and of an authority in "
+    "[scp.tls] ca, and that it takes ours"
+)
 
-class Requestor(Association):
-    """An association that we ask for.
 
-    pynetdicom's ``send_c_...`` wait until the association's own thread stands still. After an
-    error inside the library that thread has ended without saying so, and they would wait for ever;
-    here an ended thread counts as one that stands still, and the missing answer ends the call.
-    """
+class _Plug(AssociationSocket):
+    """The library's socket, which it leaves open when a TLS handshake fails."""
 
-    def __init__(self, entity: AE) -> None:
-        """Made by ``associated``."""
-        super().__init__(entity, MODE_REQUESTOR)
-        self.daemon = True
-        self.dul.daemon = True
-
-    @property
-    def connected(self) -> bool:
-        """Whether the peer took the TCP connection: only then have we a port of our own."""
-        return bool(self.requestor.port)
-
-    def run_reactor(self) -> None:
-        """The thread's whole life."""
-        try:
-            super().run_reactor()
-        finally:
-            self._is_paused = True
+    def _shutdown_socket(self) -> None:
+        super()._shutdown_socket()
+        if self.socket is not None:
+            self.socket.close()
 
 
 @contextmanager
 def associated(
     network: Network, peer: Peer, proposed: Sequence[PresentationContext]
-) -> Iterator[Requestor]:
+) -> Iterator[Association]:
     """An established association, released at the end of the block.
 
     Raises PeerUnreachable, PeerRejected, or ContextRejected when nothing proposed is accepted.
     """
     association = _prepared(network, peer, proposed)
     connection = connection_of(association)
-    association.request()
-    if not association.is_established:
-        # The library leaves a socket open that never connected.
-        connection.close()
-        raise _failure(association, network, peer)
-    association.start()
     try:
-        yield association
+        association.request()
+        if not association.is_established:
+            raise _failure(association, network, peer)
+        read_alone(association)  # in place of association.start()
+        try:
+            yield association
+        finally:
+            _end(association)
     finally:
+        # The library leaves it open when it never connected, and when its own thread died.
+        connection.close()
+        _close_tls(association)
+
+
+def gone(association: Association) -> bool:
+    """Whether the peer, or a time-out of ours, has ended an association."""
+    return not association.is_established or association.acse.is_aborted()
+
+
+def _close_tls(association: Association) -> None:
+    """TLS takes the connection over, so that closing the first is not enough."""
+    wrapped = association.dul.socket
+    if wrapped is not None and wrapped.socket is not None:
+        wrapped.socket.close()
+
+
+def _end(association: Association) -> None:
+    if association.acse.is_aborted():
+        association.kill()
+    else:
         association.release()
 
 
@@ -81,12 +98,18 @@ def known_peer(network: Network, name: str) -> Peer:
         ) from None
 
 
-def _prepared(network: Network, peer: Peer, proposed: Sequence[PresentationContext]) -> Requestor:
+def _prepared(network: Network, peer: Peer, proposed: Sequence[PresentationContext]) -> Association:
     remote = _remote(peer)
-    association = Requestor(_application_entity(network))
+    association = Association(_application_entity(network), MODE_REQUESTOR)
+    # A thread that hangs in the library must not keep the process from ending.
+    association.daemon = association.dul.daemon = True
     association.name = f"RequestorThread@{peer.name}"
     local = AddressInformation("" if remote.is_ipv4 else "::", 0)
-    association.set_socket(AssociationSocket(association, address=local))
+    # The context first: what it raises must leave no socket behind.
+    context = _tls_context(network, peer) if peer.tls else None
+    plug = _Plug(association, address=local)
+    plug.tls_args = (context, peer.host) if context is not None else None
+    association.set_socket(plug)
     association.acceptor.ae_title = peer.ae_title
     association.acceptor.address_info = remote
     association.requestor.address_info = local
@@ -101,6 +124,18 @@ def _prepared(network: Network, peer: Peer, proposed: Sequence[PresentationConte
     return association
 
 
+def _tls_context(network: Network, peer: Peer) -> ssl.SSLContext:
+    """Made anew for every association, so that a renewed certificate is shown at once."""
+    if network.identity is None:
+        raise PeerError(
+            f"{peer.name} has tls = true, but the node has no certificate to show: set [scp.tls]"
+        )
+    try:
+        return client_context(network.identity)
+    except ConfigError as error:
+        raise PeerUnreachable(f"{peer.name} cannot be called: {error}") from error
+
+
 def _application_entity(network: Network) -> AE:
     entity = AE(network.ae_title)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
@@ -108,8 +143,7 @@ def _application_entity(network: Network) -> AE:
     entity.connection_timeout = network.connect_timeout_s
     entity.acse_timeout = network.answer_timeout_s
     entity.dimse_timeout = network.answer_timeout_s
-    # The library's idle timer would abort in its own thread while ours releases; between two
-    # requests it is we who are idle.
+    # No limit for our own silence between two requests.
     entity.network_timeout = None
     return entity
 
@@ -133,10 +167,21 @@ def _numbered(context: PresentationContext, number: int) -> PresentationContext:
     return numbered
 
 
-def _failure(association: Requestor, network: Network, peer: Peer) -> PeerError:
-    place = f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
+def _rejection(association: Association) -> A_ASSOCIATE | None:
+    """The peer's A-ASSOCIATE-RJ, if that is how it answered."""
     if association.is_rejected:
-        reason = cast(A_ASSOCIATE, association.acceptor.primitive).reason_str
+        return cast(A_ASSOCIATE, association.acceptor.primitive)
+    # A peer that rejects at once has closed the connection before the library looks whether it
+    # was ever open; the answer then still lies where it was put.
+    waiting = association.dul.peek_next_pdu()
+    return waiting if isinstance(waiting, A_ASSOCIATE) and waiting.result else None
+
+
+def _failure(association: Association, network: Network, peer: Peer) -> PeerError:
+    place = f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
+    rejection = _rejection(association)
+    if rejection is not None:
+        reason = rejection.reason_str
         return PeerRejected(
             f"{place} rejected the association: {reason}. Make our AE title {network.ae_title} "
             "and address known there, and check the peer's ae_title"
@@ -147,12 +192,13 @@ def _failure(association: Requestor, network: Network, peer: Peer) -> PeerError:
             f"{place} accepts nothing of what was proposed ({', '.join(sorted(classes))}): ask "
             "its administrator to enable it for us"
         )
-    if not association.connected:
+    if not association.requestor.port:  # ours, known from the moment of the connection
         return PeerUnreachable(
             f"{place} takes no connection (waited at most {network.connect_timeout_s:g} s): check "
-            "that it runs, its host and port, and the firewall"
+            f"that it runs, its host and port, and the firewall{_TLS_ADVICE if peer.tls else ''}"
         )
     return PeerUnreachable(
         f"{place} took the connection but did not answer the association request within "
         f"{network.answer_timeout_s:g} s or broke it off: check that a DICOM node listens there"
+        f"{_TLS_ADVICE if peer.tls else ''}"
     )

@@ -54,8 +54,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class _Syntax:
-    order: str
     explicit: bool
+    tag: struct.Struct
+    short: struct.Struct
+    long: struct.Struct
 
 
 class _Broken(Exception):
@@ -94,12 +96,13 @@ def scan(
 
 
 def _judge(view: memoryview, syntax: _Syntax, wanted: dict[int, bytes]) -> Refusal | None:
-    missing = dict(_NAMES)
+    missing, first = dict(_NAMES), _SOP_CLASS
     try:
         for tag, begin, end in _elements(view, syntax):
-            refusal = _late(tag, missing)
+            refusal = _late(tag, missing) if tag > first else None
             if refusal is None and tag in _NAMES:
                 missing.pop(tag, None)
+                first = next(iter(missing), _UNDEFINED)
                 refusal = _wrong(tag, bytes(view[begin : min(end, begin + 80)]), wanted)
             if refusal or tag > _SERIES:
                 return refusal
@@ -133,10 +136,16 @@ def _wrong(tag: int, raw: bytes, wanted: dict[int, bytes]) -> Refusal | None:
 
 def _syntax(transfer_syntax_uid: str) -> _Syntax:
     """Every syntax but two is Explicit VR Little Endian outside the pixels (PS3.5 annex A)."""
-    return _Syntax(
-        order=">" if transfer_syntax_uid == _BIG_ENDIAN else "<",
-        explicit=transfer_syntax_uid != _IMPLICIT,
-    )
+    return _SYNTAXES.get(transfer_syntax_uid, _EXPLICIT_LITTLE)
+
+
+def _of(order: str, explicit: bool) -> _Syntax:
+    parts = (struct.Struct(f"{order}{form}") for form in ("HH", "H", "I"))
+    return _Syntax(explicit, *parts)
+
+
+_EXPLICIT_LITTLE = _of("<", explicit=True)
+_SYNTAXES = {_IMPLICIT: _of("<", explicit=False), _BIG_ENDIAN: _of(">", explicit=True)}
 
 
 def _elements(view: memoryview, syntax: _Syntax) -> Iterator[tuple[int, int, int]]:
@@ -163,17 +172,17 @@ def _elements(view: memoryview, syntax: _Syntax) -> Iterator[tuple[int, int, int
 
 def _header(view: memoryview, at: int, syntax: _Syntax) -> tuple[int, int, int]:
     """Tag, length, and where the value begins."""
-    group, number = struct.unpack_from(f"{syntax.order}HH", view, at)
+    group, number = syntax.tag.unpack_from(view, at)
     tag = group << 16 | number
     if group < 0x0008:
         raise _Broken(f"group {group:04X} is no part of a data set")
     if group == 0xFFFE or not syntax.explicit:
-        return tag, struct.unpack_from(f"{syntax.order}I", view, at + 4)[0], at + 8
+        return tag, syntax.long.unpack_from(view, at + 4)[0], at + 8
     vr = bytes(view[at + 4 : at + 6])
     if tag in _NAMES and vr not in _OF_UIDS:
         raise _Broken(f"{_NAMES[tag]} is not written as a UID")
     if vr in _SHORT:
-        return tag, struct.unpack_from(f"{syntax.order}H", view, at + 6)[0], at + 8
+        return tag, syntax.short.unpack_from(view, at + 6)[0], at + 8
     if vr in _LONG:
-        return tag, struct.unpack_from(f"{syntax.order}I", view, at + 8)[0], at + 12
+        return tag, syntax.long.unpack_from(view, at + 8)[0], at + 12
     raise _Odd

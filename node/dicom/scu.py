@@ -1,4 +1,4 @@
-"""The node as a caller: C-ECHO, C-FIND, C-MOVE and C-STORE, with typed errors.
+"""The node as a caller: C-ECHO, C-FIND, C-MOVE, C-STORE and storage commitment, with typed errors.
 
 All waits come from the Network. A peer that is down raises PeerUnreachable; one that answers a
 failure raises StatusError, or, for C-STORE, gives a receipt that says so in words.
@@ -7,23 +7,36 @@ failure raises StatusError, or, for C-STORE, gives a receipt that says so in wor
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pynetdicom import evt
+from pynetdicom.association import Association
 
-from node.dicom import contexts
+from node.dicom import commitment, contexts
+from node.dicom.commitment import STORAGE_COMMITMENT, Reference
 from node.dicom.contexts import Label, Way
 from node.dicom.matching import FindQuery, Match, fits, identifier_of, match_of
-from node.dicom.requestor import Requestor, associated
+from node.dicom.requestor import associated, gone
 from node.dicom.statuses import verdict
-from node.domain.errors import ContextRejected, HeaderError, PeerUnreachable, StatusError
+from node.dicom.wire import read_alone
+from node.domain.errors import (
+    ContextRejected,
+    HeaderError,
+    PeerUnreachable,
+    StatusError,
+    may_pass,
+)
 from node.domain.peer import Network, Peer, Receipt
+from node.domain.proof import CommitmentReport
 
 __all__ = [
     "Echo",
@@ -33,7 +46,9 @@ __all__ = [
     "Offer",
     "echo",
     "find",
+    "kept",
     "move",
+    "request_commitment",
     "store",
 ]
 
@@ -101,7 +116,7 @@ def echo(network: Network, peer: Peer) -> Echo:
     return Echo(latency_ms, offers)
 
 
-def _offer(association: Requestor, uid: str) -> Offer:
+def _offer(association: Association, uid: str) -> Offer:
     for context in association.accepted_contexts:
         if context.abstract_syntax == uid:
             syntax = contexts.name_of(context.transfer_syntax[0])
@@ -134,6 +149,83 @@ def _pending(
             yield identifier
         elif status != 0:
             raise StatusError(f"{peer.name} answered C-FIND with {status:#06x}: {_LOOK}", status)
+
+
+def kept(network: Network, peer: Peer, references: Sequence[Reference]) -> frozenset[str]:
+    """The SOP Instance UIDs that a peer has, of those referred to: C-FIND at IMAGE level.
+
+    Raises PeerUnreachable, PeerRejected, ContextRejected, StatusError.
+    """
+    model = contexts.STUDY_ROOT_FIND
+    found: set[str] = set()
+    with associated(network, peer, [contexts.plain(model)]) as association:
+        for number, reference in enumerate(references):
+            if gone(association):
+                raise PeerUnreachable(f"{peer.name} ended the association between two C-FINDs")
+            answers = association.send_c_find(_image_of(reference), model, msg_id=number + 1)
+            # A peer that ignores a key answers with other objects too.
+            found.update(str(d.get("SOPInstanceUID", "")) for d in _pending(answers, peer) if d)
+    return frozenset(reference.sop_instance_uid for reference in references) & found
+
+
+def _image_of(reference: Reference) -> Dataset:
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "IMAGE"
+    identifier.StudyInstanceUID = reference.study_uid
+    identifier.SeriesInstanceUID = reference.series_uid
+    identifier.SOPInstanceUID = reference.sop_instance_uid
+    return identifier
+
+
+def request_commitment(
+    network: Network,
+    peer: Peer,
+    request: Dataset,
+    keep: Callable[[CommitmentReport], object],
+    report_wait_s: float,
+) -> None:
+    """N-ACTION: have a peer commit to what ``commitment.request_of`` lists (PS3.4 J.3.2).
+
+    A report that comes on this association within ``report_wait_s`` seconds goes to ``keep``. A
+    peer that has this transaction already counts as asked. Raises PeerUnreachable, PeerRejected,
+    ContextRejected, StatusError.
+    """
+    with associated(network, peer, [contexts.plain(STORAGE_COMMITMENT)]) as association:
+        association.bind(
+            evt.EVT_N_EVENT_REPORT,
+            lambda event: (commitment.on_event_report(event, keep), None),
+        )
+        reported = _served(association)
+        answer, _ = association.send_n_action(
+            request,
+            commitment.REQUEST_COMMITMENT,
+            STORAGE_COMMITMENT,
+            commitment.STORAGE_COMMITMENT_INSTANCE,
+        )
+        status = _status(answer, peer, "N-ACTION")
+        if status not in (0x0000, commitment.DUPLICATE_TRANSACTION):
+            words = commitment.failure_words(status)
+            raise StatusError(f"{peer.name} refused storage commitment: {words}", status)
+        reported.wait(report_wait_s)
+
+
+def _served(association: Association) -> threading.Event:
+    """Set once a request of the peer's on this association was answered.
+
+    The library answers an N-EVENT-REPORT in a thread of its own and then takes it that its reactor
+    runs again; here there is none, and whoever waited for it to stand still would wait for ever.
+    """
+    done, serve = threading.Event(), association._serve_request
+
+    def answered(message: Any, context_id: int) -> None:
+        try:
+            serve(message, context_id)
+        finally:
+            read_alone(association)
+            done.set()
+
+    association._serve_request = answered  # type: ignore[method-assign, assignment]
+    return done
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +291,8 @@ def store(network: Network, peer: Peer, files: Sequence[Path]) -> Iterator[Recei
     """C-STORE of Part 10 files over one association, one receipt each, in order.
 
     A file travels as the bytes it has. Only when the peer does not accept its transfer syntax are
-    its values written in an uncompressed one. Raises PeerUnreachable or PeerRejected; the receipts
-    that were given by then stand.
+    its values written in an uncompressed one. Raises PeerUnreachable or PeerRejected, and OSError
+    when a file cannot be read for now; the receipts that were given by then stand.
     """
     letters = [_letter(path) for path in files]
     labels = [letter.label for letter in letters if letter.label]
@@ -238,7 +330,7 @@ def _letter(path: Path) -> _Letter:
         return _Letter(path, fault=str(error))
 
 
-def _stored(association: Requestor, peer: Peer, letter: _Letter, message_id: int) -> Receipt:
+def _stored(association: Association, peer: Peer, letter: _Letter, message_id: int) -> Receipt:
     if letter.label is None:
         return letter.refused(letter.fault)
     accepted = {
@@ -274,14 +366,16 @@ def _recoded(path: Path, way: Way) -> Dataset:
 
 
 def _sent(
-    association: Requestor, peer: Peer, letter: _Letter, sendable: Path | Dataset, message_id: int
+    association: Association, peer: Peer, letter: _Letter, sendable: Path | Dataset, message_id: int
 ) -> Receipt:
+    if gone(association):
+        raise PeerUnreachable(f"{peer.name} ended the association before everything was sent")
     try:
         answer = association.send_c_store(sendable, msg_id=message_id)
     except (OSError, ValueError, AttributeError) as error:
+        if isinstance(error, OSError) and may_pass(error):
+            raise
         return letter.refused(f"the file could not be encoded ({type(error).__name__})")
-    except RuntimeError as error:
-        raise PeerUnreachable(f"{peer.name} ended the association while we were sending") from error
     status = _status(answer, peer, "C-STORE")
     meaning = verdict(status)
     uid = letter.label.sop_instance_uid if letter.label else ""

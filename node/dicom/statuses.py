@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SUCCESS = 0x0000
+PROCESSING_FAILURE = 0x0110
 DUPLICATE = 0x0111
 INVALID_INSTANCE = 0x0117
 CLASS_NOT_SUPPORTED = 0x0122
 NOT_AUTHORISED = 0x0124
+UNRECOGNISED_OPERATION = 0x0211
 OUT_OF_RESOURCES = 0xA700
 CANNOT_UNDERSTAND = 0xC000
 
@@ -36,7 +38,7 @@ _KNOWN = {
     0xB000: _accepted("stored; the peer changed values to fit its own records (coercion)"),
     0xB006: _accepted("stored; the peer left out elements that it does not keep"),
     0xB007: _accepted("stored; the peer finds that the data set does not fit its SOP class"),
-    0x0110: _refused("processing failure at the peer: look into the peer's log"),
+    PROCESSING_FAILURE: _refused("processing failure at the peer: look into the peer's log"),
     INVALID_INSTANCE: _refused("the peer finds the SOP Instance UID invalid"),
     CLASS_NOT_SUPPORTED: _refused(
         "the peer does not store this SOP class: ask its administrator to enable it"
@@ -45,7 +47,7 @@ _KNOWN = {
         "the peer does not allow us to store: ask its administrator for storage rights"
     ),
     0x0210: _refused("the peer saw a message ID twice: look into the peer's log"),
-    0x0211: _refused("the peer is no storage server: check the peer's port"),
+    UNRECOGNISED_OPERATION: _refused("the peer is no storage server: check the peer's port"),
     0x0212: _refused("the peer could not read the request: look into the peer's log"),
 }
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from pynetdicom import _config, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
-from pynetdicom.transport import AssociationSocket
+from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
 _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = False  # queries carry patient data
@@ -60,7 +61,25 @@ def tuning(silence_s: float) -> tuple[evt.NotificationEvent, Callable[..., None]
     return (evt.EVT_CONN_OPEN, tune, [silence_s])
 
 
+def read_alone(association: Association) -> None:
+    """Have the answers of a requested association read by its caller only.
+
+    The library's own thread for it should stand still while a request is under way, but now and
+    then, on a busy machine, it takes the answer that the caller waits for. All that it could add
+    is to notice that the peer has gone.
+    """
+    association._is_paused = True  # what a caller asks before it sends
+
+
 def reject(association: Association, result: int, source: int, diagnostic: int) -> None:
     """Answer a requested association with A-ASSOCIATE-RJ (PS3.8 section 9.3.4) and end it."""
     association.acse.send_reject(result, source, diagnostic)
     association.kill()
+
+
+def close(server: ThreadedAssociationServer) -> None:
+    """Take no more connections. Open associations go on; ``AE.shutdown`` aborts them."""
+    # Wakes the thread that accepts, which otherwise looks only twice a second whether to end.
+    with suppress(OSError):
+        cast(socket.socket, server.socket).shutdown(socket.SHUT_RDWR)
+    server.shutdown()

@@ -33,7 +33,6 @@ import errno
 from dataclasses import dataclass
 from typing import ClassVar
 
-
 _PASSING = {
     errno.EMFILE,
     errno.ENFILE,

@@ -45,8 +45,9 @@ class Arrival:
 class Instance:
     """One SOP instance on disk: identity, provenance and the header facts of selection.
 
-    ``pixel_offset`` is where the value of native Pixel Data begins in the file, in bytes; None
-    where there is none, or where it is encapsulated.
+    ``pixel_offset`` is where the value of Pixel Data begins in the file, in bytes; where it is
+    encapsulated, its Basic Offset Table. None where there is none, where its length does not go
+    with the transfer syntax, or where a Modality LUT says what the values mean.
     """
 
     sop_instance_uid: str

@@ -54,7 +54,7 @@ instances = Table(
     Column("received_at", Float, nullable=False),
     Column("path", Text, nullable=False),
     Column("facts", Text, nullable=False),
-    # Where native pixel data begins in the file; None where it was not found or is compressed.
+    # Where the value of Pixel Data begins in the file; None where the header must be asked again.
     Column("pixel_offset", Integer),
 )
 Index(None, instances.c.study_uid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 from pynetdicom import AE
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
 from node.dicom import contexts
-from node.dicom.requestor import Requestor, associated
+from node.dicom.requestor import associated
 from node.dicom.scp import Outcome, Received, Scp, ScpOptions
+from node.dicom.wire import close
 from node.domain.peer import Network, Peer
 from node.testing.archive import Archive
 from node.testing.series import SeriesSpec, make
@@ -79,7 +82,7 @@ def archive_at(archive: Archive) -> Peer:
 
 
 @contextmanager
-def calling(port: int, sop_class_uid: str = MR) -> Iterator[Requestor]:
+def calling(port: int, sop_class_uid: str = MR) -> Iterator[Association]:
     """An association of the scanner with one storage context."""
     proposed = [contexts.plain(sop_class_uid), contexts.plain(contexts.VERIFICATION)]
     with associated(PATIENT_FOR_5_S, node_at(port), proposed) as association:
@@ -97,7 +100,22 @@ def store_request(sop_class_uid: str, sop_instance_uid: str, content: bytes | No
     return request
 
 
-def answer_to(association: Requestor, request: C_STORE, context_id: int = 1) -> Any:
+def named(sop_class_uid: str, sop_instance_uid: str) -> bytes:
+    """The least data set that names an instance, in Explicit VR Little Endian."""
+    uids = {
+        0x00080016: sop_class_uid,
+        0x00080018: sop_instance_uid,
+        0x0020000D: "1.2",
+        0x0020000E: "1.3",
+    }
+    content = b""
+    for tag, uid in uids.items():
+        value = uid.encode() + b"\0" * (len(uid) % 2)
+        content += struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, b"UI", len(value)) + value
+    return content
+
+
+def answer_to(association: Association, request: C_STORE, context_id: int = 1) -> Any:
     """Send a request as it is, and give the response primitive; None when none comes."""
     association._reactor_checkpoint.clear()
     association.dimse.send_msg(request, context_id)
@@ -120,5 +138,5 @@ def misbehaving(*handlers: Any) -> Iterator[Peer]:
     try:
         yield Peer("odd", "ODD", "127.0.0.1", server.server_address[1])
     finally:
-        server.shutdown()
+        close(server)
         entity.shutdown()

@@ -140,6 +140,13 @@ def test_proposals_never_exceed_128_and_never_repeat(kinds: list[tuple[str, str]
     assert proposed[: len(own)] == own
 
 
+def test_the_own_syntaxes_come_before_any_fallback_when_there_are_too_many() -> None:
+    labels = [Label(uid, "1.2", JPEG_2000) for uid in STORAGE_CLASSES[:100]]
+    proposed = pairs(labels)
+    assert len(proposed) == MOST_CONTEXTS
+    assert proposed[:100] == [(uid, JPEG_2000) for uid in STORAGE_CLASSES[:100]]
+
+
 @pytest.mark.parametrize(
     ("own", "accepted", "expected"),
     [
@@ -179,3 +186,9 @@ def test_a_file_without_a_label_is_a_header_error_that_names_it(
         read_label(path)
     with pytest.raises(HeaderError):
         read_label(tmp_path / "absent.dcm")
+
+
+def test_a_file_that_cannot_be_read_for_now_is_not_called_unreadable() -> None:
+    # Linux answers EIO to who reads at the beginning of this one, as a failing disk would.
+    with pytest.raises(OSError, match="Input/output error"):
+        read_label(Path("/proc/self/mem"))

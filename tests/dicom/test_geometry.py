@@ -249,7 +249,8 @@ def test_a_number_that_is_none_is_refused_by_name(keyword: str, count: int, bad:
     made[2] = changed(made[2], **{keyword: value})
     with pytest.raises(HeaderError, match=keyword) as caught:
         arrange(made)
-    assert bad in str(caught.value)
+    # Words where a number belongs may be anybody's; figures are shown.
+    assert (bad in str(caught.value)) == (bad != "abc")
 
 
 @pytest.mark.parametrize(

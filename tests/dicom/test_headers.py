@@ -176,13 +176,29 @@ def test_the_pixel_offset_is_where_native_pixels_begin(syntax: str, tmp_path: Pa
     assert path.read_bytes()[instance.pixel_offset :] == dataset.PixelData
 
 
-def test_without_native_pixels_there_is_no_offset(tmp_path: Path) -> None:
+def test_the_pixel_offset_of_compressed_pixels_is_where_their_first_item_begins(
+    tmp_path: Path,
+) -> None:
+    dataset = one(SeriesSpec())
+    dataset.compress(RLELossless)
+    (path,) = save([dataset], tmp_path)
+    (instance,) = received([path])
+    assert instance.pixel_offset is not None
+    assert path.read_bytes()[instance.pixel_offset :].startswith(dataset.PixelData)
+
+
+def test_without_pixels_there_is_no_offset(tmp_path: Path) -> None:
     path = written(tmp_path)
     set_raw(path, "PixelData", None)
     assert received([path])[0].pixel_offset is None
-    compressed = one(SeriesSpec())
-    compressed.compress(RLELossless)
-    assert received(save([compressed], tmp_path / "rle"))[0].pixel_offset is None
+
+
+def test_where_a_modality_lut_gives_the_values_their_meaning_there_is_no_offset(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path)
+    set_raw(path, "ModalityLUTSequence", b"")
+    assert received([path])[0].pixel_offset is None
 
 
 def test_a_description_with_a_backslash_is_one_text(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import pytest
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from node.dicom.identity import CARRIED, carry, stand_in, text
 from node.testing.series import SeriesSpec
@@ -100,3 +104,15 @@ def test_the_source_stays_as_it_was() -> None:
     result = carried(origin)
     result.PatientName = "Else^Someone"
     assert origin.PatientName == "Phantom^Demo"
+
+
+@pytest.mark.parametrize("keyword", ["OtherPatientNames", "OtherPatientIDsSequence"])
+def test_an_optional_attribute_without_an_end_is_left_behind_at_once(keyword: str) -> None:
+    origin = header()
+    tag = Tag(keyword)
+    vr = dictionary_VR(tag)
+    endless = b"\xfe\xff\x00\xe0\x00\x00\x00\x00" * 10**6 if vr == "SQ" else b"\\" * 10_000_000
+    origin[tag] = RawDataElement(tag, vr, len(endless), endless, 0, False, True)
+    started = perf_counter()
+    assert keyword not in carried(origin)
+    assert perf_counter() - started < 1.0

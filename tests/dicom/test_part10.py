@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pydicom
@@ -22,7 +23,7 @@ def arrival(path: Path, **changes: object) -> Arrival:
         "sop_instance_uid": "1.2.3",
         "sop_class_uid": "1.2.840.10008.5.1.4.1.1.4",
         "transfer_syntax_uid": "1.2.840.10008.1.2.1",
-        "sha256": "ab" * 32,
+        "sha256": hashlib.sha256(b"data set").hexdigest(),
         "peer": "scanner",
         "calling_ae": "SCANNER",
         "called_ae": "AINODE",

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from pynetdicom import evt
 
 from node.dicom.contexts import VERIFICATION, plain
 from node.dicom.requestor import associated, known_peer
 from node.domain.errors import ContextRejected, PeerError, PeerRejected, PeerUnreachable
 from node.domain.peer import Network, Peer
 from node.testing.archive import Archive, Faults
-from tests.dicom.callers import misbehaving
 
 NETWORK = Network("NODE", connect_timeout_s=1.0, answer_timeout_s=0.5)
 ECHO = [plain(VERIFICATION)]
@@ -76,22 +74,11 @@ def test_an_unknown_name_lists_the_names_there_are() -> None:
         known_peer(network, "pax")
 
 
-def test_a_caller_does_not_wait_for_a_peer_that_left_in_the_same_moment() -> None:
-    left = threading.Event()
-
-    def leave(event: evt.Event) -> int:
-        event.assoc.abort()
-        return 0x0000
-
-    with misbehaving((evt.EVT_C_ECHO, leave)) as peer:
+def test_nobody_else_reads_the_answers() -> None:
+    with Archive() as archive:
+        peer = Peer("pacs", "ARCHIVE", "127.0.0.1", archive.port)
         with associated(NETWORK, peer, ECHO) as association:
-            association.bind(evt.EVT_ABORTED, lambda event: left.set())
-            association.send_c_echo()
-            association.join(5.0)
             assert not association.is_alive()
-            # The library asks this very flag, for ever, before it sends anything.
-            assert association._is_paused
-        assert left.is_set()
 
 
 def test_no_thread_is_left_behind_by_what_failed() -> None:

@@ -100,6 +100,15 @@ def test_a_broken_association_is_unreachable_and_earlier_receipts_stand(
     assert len(archive.stored) == 2
 
 
+def test_a_peer_that_leaves_between_two_objects_is_unreachable(tmp_path: Path) -> None:
+    with Archive() as archive:
+        receipts = scu.store(NETWORK, archive_at(archive), save(images(3), tmp_path))
+        assert next(receipts).accepted
+        archive.stop()
+        with pytest.raises(PeerUnreachable, match="ended the association"):
+            list(receipts)
+
+
 def test_a_rejected_association_raises(archive: Archive, tmp_path: Path) -> None:
     archive.faults = Faults(refuse=True)
     with pytest.raises(PeerRejected):
@@ -139,7 +148,7 @@ def test_closing_the_receipts_early_releases_the_association(
     archive: Archive, tmp_path: Path
 ) -> None:
     receipts = scu.store(NETWORK, archive_at(archive), save(images(3), tmp_path))
-    assert next(receipts).accepted  # type: ignore[call-overload]
+    assert next(receipts).accepted
     receipts.close()  # type: ignore[attr-defined]
     assert len(archive.stored) == 1
 

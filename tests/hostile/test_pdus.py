@@ -25,7 +25,7 @@ def successes(receiver: Running, hostile: Hostile) -> int:
     """Send it, close our half, and count what was acknowledged as stored."""
     connection = opened(receiver.port) if hostile.associated else connect(receiver.port)
     count = 0
-    with connection, suppress(ConnectionError):
+    with connection, suppress(OSError):
         connection.settimeout(10.0)
         connection.sendall(hostile.content)
         connection.shutdown(socket.SHUT_WR)
