@@ -36,5 +36,7 @@ def tool(name: str) -> str:
     """The path of a real peer's program; skips the test when it is not installed."""
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if found is None:
-        pytest.skip(f"{name} is not installed (Debian: dcmtk, orthanc, dicom3tools, systemd)")
+        pytest.skip(
+            f"{name} is not installed (Debian: dcmtk, orthanc, dicom3tools, systemd, strace)"
+        )
     return found

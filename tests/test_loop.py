@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from node import loop as loops
-from node.domain.errors import LedgerBroken, LedgerBusy, NodeError
+from node.domain.errors import LedgerBroken, LedgerBusy
 from node.loop import Loop
 
 
-def running(*outcomes: NodeError | bool) -> list[NodeError | bool]:
+def running(*outcomes: Exception | bool) -> list[Exception | bool]:
     """Run a loop whose steps have these outcomes, then stop it. Returns what was left."""
     left = list(outcomes)
 
@@ -18,7 +20,7 @@ def running(*outcomes: NodeError | bool) -> list[NodeError | bool]:
             loop.stop()
             return False
         outcome = left.pop(0)
-        if isinstance(outcome, NodeError):
+        if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
@@ -34,6 +36,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_locked_ledger_does_not_end_a_loop() -> None:
     assert running(True, LedgerBusy("locked"), True, LedgerBusy("locked"), True) == []
+
+
+def test_want_of_descriptors_does_not_end_a_loop() -> None:
+    assert running(True, OSError(errno.EMFILE, "Too many open files"), True) == []
+
+
+def test_a_folder_that_is_gone_does() -> None:
+    with pytest.raises(FileNotFoundError):
+        running(True, FileNotFoundError(errno.ENOENT, "No such file or directory"), True)
 
 
 def test_a_damaged_ledger_does() -> None:

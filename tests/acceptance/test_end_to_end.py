@@ -15,12 +15,13 @@ from pydicom import Dataset, dcmread
 
 from node import bundle
 from node.config import load
-from node.daemon import Node, Watcher
+from node.daemon import Node
 from node.dicom import pixels
 from node.dicom.geometry import arrange
 from node.domain.job import JobState
 from node.engine import Engine
 from node.runtimes.onnx import Onnx
+from node.site import Watcher
 from node.testing.phantom import study as phantom_study
 from node.testing.series import save
 from tests.acceptance.hospital import AE_TITLE, MODALITY, Lookout, Plan, ended

@@ -11,11 +11,22 @@ from pathlib import Path
 import pytest
 
 from node.config import load
-from node.daemon import Node, Watcher
+from node.daemon import Node
 from node.domain.job import JobState
+from node.site import Watcher
 from node.testing.archive import Archive
+from node.testing.modality import Called, send
 from node.triggers.query import Query
-from tests.acceptance.hospital import AE_TITLE, SPEC, Lookout, Plan, ended, small_study, tiny_engine
+from tests.acceptance.hospital import (
+    AE_TITLE,
+    MODALITY,
+    SPEC,
+    Lookout,
+    Plan,
+    ended,
+    small_study,
+    tiny_engine,
+)
 from tests.peers import Orthanc
 
 pytestmark = pytest.mark.peer
@@ -123,3 +134,33 @@ def test_a_study_that_has_grown_is_pulled_again_as_a_new_revision(site: Site) ->
     with site.node.ledger.read() as books:
         rows = books.jobs.of_study(first)
     assert len({row.job.revision for row in rows}) == 2
+
+
+def test_results_that_return_with_their_study_are_no_news(site: Site, tmp_path: Path) -> None:
+    """The archive of most hospitals is both: where studies are pulled from and results go."""
+    study = site.appear(1)
+    site.ask()
+    assert site.lookout.wait_for(lambda: ended(site.node, jobs=1))
+    for held in site.archive.instances:
+        stream = BytesIO()
+        held.read().save_as(stream, enforce_file_format=True)
+        site.orthanc.upload(stream.getvalue())
+    site.ask()
+    with site.node.ledger.read() as books:
+        pulled = [e for e in books.events.of_study(study) if e.kind == "pulled"]
+    assert len(pulled) == 1
+
+    # Even when they are sent here, with everything else, nothing is opened or run again.
+    send(
+        [held.read() for held in site.archive.instances],
+        Called("127.0.0.1", site.node.port, AE_TITLE, MODALITY),
+    )
+    assert site.lookout.wait_for(lambda: _instances(site.node, study) == 6 + 2)
+    with site.node.ledger.read() as books:
+        assert books.arrivals.open_rows() == ()
+        assert len(books.jobs.of_study(study)) == 1
+
+
+def _instances(node: Node, study: str) -> int:
+    with node.ledger.read() as books:
+        return len(books.arrivals.study(study).instances)

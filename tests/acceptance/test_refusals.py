@@ -10,10 +10,11 @@ import pytest
 
 from node import bundle
 from node.config import load
-from node.daemon import Node, Watcher
+from node.daemon import Node
 from node.dicom.scu import echo
 from node.domain.job import JobState
 from node.domain.peer import Network, Peer
+from node.site import Watcher
 from node.story import tell
 from node.testing.archive import Archive
 from node.testing.modality import Called, send
