@@ -15,9 +15,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from node.crew import Crew
-from node.parts.gateway import Gateway
-from node.parts.receiver import Receiver
-from node.parts.worker import Bench
 from node.site import Site
 
 
@@ -44,9 +41,30 @@ class Maker(Protocol):
         """Load what the part needs. Raises NodeError."""
 
 
+# A part is imported when it is made: the receiver need not carry what only a worker computes with.
+
+
+def _receiver(site: Site) -> Part:
+    from node.parts.receiver import Receiver
+
+    return Receiver(site)
+
+
+def _gateway(site: Site) -> Part:
+    from node.parts.gateway import Gateway
+
+    return Gateway(site)
+
+
+def _worker(site: Site) -> Part:
+    from node.parts.worker import Bench
+
+    return Bench(site)
+
+
 PARTS: dict[str, Maker] = {
-    "receiver": Receiver,
-    "gateway": Gateway,
-    "worker": Bench,
+    "receiver": _receiver,
+    "gateway": _gateway,
+    "worker": _worker,
 }
 """In the order in which they start."""
