@@ -46,14 +46,15 @@ def removed(*holdings: Holding, limits: Limits = AGED, free: int = 0, now: float
     [
         {"complete": False},
         {"quarantined": True},
-        *({"jobs": (JobState.DONE, state)} for state in set(JobState) - ENDED_JOBS),
+        *({"jobs": (JobState.DONE, state)} for state in JobState if state not in ENDED_JOBS),
         *(
             {"deliveries": (SENT, Delivered(state))}
             for state in (DeliveryState.WAITING, DeliveryState.HELD, DeliveryState.DEAD)
         ),
         *(
             {"deliveries": (SENT, Delivered(DeliveryState.SENT, proof))}
-            for proof in set(Proof) - {Proof.NONE, Proof.NOT_OFFERED}
+            for proof in Proof
+            if proof not in (Proof.NONE, Proof.NOT_OFFERED)
         ),
     ],
     ids=str,

@@ -9,7 +9,6 @@ is exactly of the stated kind; in all else the ordinary decoders have the word.
 
 from __future__ import annotations
 
-import importlib
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,8 +69,9 @@ def codecs() -> Codecs:
     """imagecodecs' decoders that release the interpreter's lock, where it is installed."""
     names = ("jpegls_decode", "jpeg2k_decode", "packbits_decode")
     try:
+        import imagecodecs as package
+
         # Each is loaded when it is first looked up, and may lack its library then.
-        package = importlib.import_module("imagecodecs")
         if not all(getattr(package, name.split("_")[0].upper()).available for name in names):
             return {}
     except (ImportError, AttributeError):

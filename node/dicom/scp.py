@@ -4,8 +4,8 @@ A data set is never parsed here, only looked at within a bound. Its bytes go to 
 as they come, and only when that says that they are durable is the sender told 0x0000.
 
 One process, one thread per association. A thread waits in the kernel and hands its bytes on in
-system calls that free the interpreter, so threads scale here nearly as processes do; forking one
-per association cost more in page tables than it gained, and could share neither limits nor state.
+system calls that free the interpreter. Processes would not wait for one another's Python, but could
+not share the limits on connections, and forking is unsafe beside the thread that notes events.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.peers import HOST, Orthanc, environment, free_port
 from tests.places import ROOT, tool
@@ -113,10 +114,17 @@ def node(folder: Path, fsync: bool, index: bool = True) -> Iterator[Opponent]:
                 os.killpg(gateway.pid, signal.SIGKILL)
 
 
+class _Durable(Orthanc):
+    """Orthanc as it is shipped: every stored file is fsynced."""
+
+    def _configuration(self) -> dict[str, Any]:
+        return {**super()._configuration(), "SyncStorageArea": True}
+
+
 @contextmanager
 def orthanc(folder: Path) -> Iterator[Opponent]:
     """Orthanc with its index and storage in the folder."""
-    with Orthanc(folder, ae_title=AE_TITLE) as opponent:
+    with _Durable(folder, ae_title=AE_TITLE) as opponent:
         assert opponent._process is not None
         yield Opponent(opponent.dicom_port, (opponent._process.pid,))
 

@@ -63,8 +63,8 @@ def test_a_rejection_says_why_and_names_our_ae_title() -> None:
 def test_nothing_accepted_is_an_error_that_names_what_was_proposed() -> None:
     with Archive() as archive:
         peer = Peer("pacs", "ARCHIVE", "127.0.0.1", archive.port)
-        with pytest.raises(ContextRejected, match="Storage Commitment Push Model"):
-            open_and_close(peer, "1.2.840.10008.1.20.1")
+        with pytest.raises(ContextRejected, match="Modality Worklist"):
+            open_and_close(peer, "1.2.840.10008.5.1.4.31")
 
 
 def test_an_unknown_name_lists_the_names_there_are() -> None:
