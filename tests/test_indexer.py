@@ -6,19 +6,16 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 
-import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
 from node.domain.errors import NodeError, SandboxError, SpoolError
 from node.domain.study import Instance
-from node.indexer import Indexer, Reader
+from node.indexer import Indexer
 from node.ledger import Ledger
 from node.sandbox import InProcess, Sandbox
 from node.spool import Spool
-from node.testing.series import SeriesSpec, make
 from tests.acceptance.hospital import SPEC, small_study
 from tests.conftest import Clock
 from tests.ward import received
@@ -262,27 +259,6 @@ def test_through_a_child_the_ledger_holds_the_same(indexer: Indexer, tmp_path: P
         (first, *_) = books.arrivals.study(SPEC.study_uid).instances
     assert first.pixel_offset is not None
     assert len(first.path.read_bytes()) == first.pixel_offset + 32 * 24 * 2
-
-
-def test_a_child_costs_at_most_as_much_again(indexer: Indexer) -> None:
-    """500 CT headers; the issue's measure of the index."""
-    spec = SeriesSpec(modality="CT")
-    for dataset in make(spec, np.zeros((500, 8, 8), np.int16)):
-        indexer.spool.keep(received(dataset))
-    files = list(indexer.spool.arrivals())
-    sandbox = Sandbox()
-    sandbox.read(files[:1])
-    InProcess().read(files[:1])
-    cost = {}
-    readers: dict[str, Reader] = {"here": InProcess(), "child": sandbox}
-    for name, reader in readers.items():
-        started = perf_counter()
-        done = 0
-        while done < len(files):
-            done += len(reader.read(files[done : done + 64]))
-        cost[name] = perf_counter() - started
-    sandbox.close()
-    assert cost["child"] < 2.0 * cost["here"] + 0.5, cost
 
 
 def test_what_is_aside_already_is_not_kept_twice(indexer: Indexer) -> None:

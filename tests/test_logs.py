@@ -15,6 +15,7 @@ import structlog
 
 from node.domain.errors import HeaderError
 from node.logs import Plain, exception_without_values, told
+from tests.places import ROOT
 
 SECRET = "CANARY^NAME"  # noqa: S105 - a patient, no password
 
@@ -103,3 +104,17 @@ def test_a_chain_of_causes_that_bites_its_tail_ends() -> None:
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
     assert told(first).count("ValueError") == 16
+
+
+def test_pydicom_stays_silent_though_it_is_imported_after_the_log_was_set_up() -> None:
+    """Its import sets the level of its logger anew."""
+    code = (
+        "from node import logs; from node.config import LoggingSection;"
+        "logs.configure(LoggingSection());"
+        "import node.dicom.headers, logging;"
+        "logging.getLogger('pydicom').error('Doe^John')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "Doe" not in done.stderr + done.stdout

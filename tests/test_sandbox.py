@@ -52,7 +52,8 @@ def kept(spool: Spool, count: int = 1) -> list[Path]:
 
 def children() -> set[int]:
     """Our living children, by the kernel's word."""
-    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    tasks = Path("/proc/self/task").glob("*/children")
+    listed = " ".join(task.read_text() for task in tasks).split()
     return {int(number) for number in listed}
 
 

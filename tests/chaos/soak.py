@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -68,6 +69,8 @@ class Soak:
 
     studies: int = 0
     results: int = 0
+    unanswered: int = 0
+    """Studies without both of their results."""
     ended: int = 0
     seconds: float = 0.0
     samples: list[Sample] = field(default_factory=list)
@@ -84,6 +87,7 @@ class Soak:
             "injected hours": round(self.seconds * SPEED / 3600.0, 2),
             "studies": self.studies,
             "results": self.results,
+            "studies without results": self.unanswered,
             "ended by itself": self.ended,
             "memory, MB": round(self.samples[-1].memory / 1e6, 1),
             "memory slope, MB/h": round(self.slope("memory") / 1e6, 3),
@@ -108,9 +112,16 @@ def soak(place: Place, seconds: float, begins_s: float = 0.0) -> Soak:
             ward.start()
             processes = [body.process for body in ward.bodies.values()]
             run.samples.append(Sample.of(processes, time.monotonic() - began))
-        vault.wait_for(lambda v: len(v.stored) >= 2 * run.studies, 60.0)
+        vault.wait_for(lambda _: _answered(vault) == run.studies, 60.0)
+        run.unanswered = run.studies - _answered(vault)
         run.results, run.seconds = len(vault.uids), time.monotonic() - began
     return run
+
+
+def _answered(vault: Vault) -> int:
+    """How many studies have results; one that a slow machine splits in two has four."""
+    made = Counter(str(held.dataset.StudyInstanceUID) for held in vault.instances)
+    return sum(count >= 2 for count in made.values())
 
 
 def _ward(course: Course) -> Ward:
@@ -120,8 +131,8 @@ def _ward(course: Course) -> Ward:
     clock = ward.config.with_name("clock")
     clock.write_text(f"0 {SPEED}")
     ward.clock = str(clock)
-    # The quiet period in injected seconds is what hospitals use, not what hurried tests do.
-    text = ward.config.read_text().replace("quiet_period_s = 0.2", "quiet_period_s = 10.0")
+    # In injected seconds, a second of ours: less would split studies on a machine that is busy.
+    text = ward.config.read_text().replace("quiet_period_s = 0.2", "quiet_period_s = 60.0")
     ward.config.write_text(text)
     return ward
 
@@ -150,7 +161,7 @@ def main() -> int:
     with (options.state / "samples.jsonl").open("w") as stream:
         stream.writelines(f"{json.dumps(asdict(sample))}\n" for sample in run.samples)
     sys.stdout.write(f"{json.dumps(run.figures(), indent=1)}\n")
-    return run.results != 2 * run.studies or run.ended > 0
+    return run.unanswered > 0 or run.ended > 0
 
 
 if __name__ == "__main__":

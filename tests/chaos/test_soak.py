@@ -13,7 +13,7 @@ _MORNING_S = 8 * 3600.0
 
 def check(run: Soak) -> None:
     assert not run.ended
-    assert run.results == 2 * run.studies
+    assert not run.unanswered
     assert abs(run.slope("descriptors")) < 1.0
     assert abs(run.slope("threads")) < 1.0
 
@@ -22,7 +22,8 @@ def test_a_quarter_of_an_hour_of_hospital_load_leaves_no_descriptor_and_no_threa
     place: Place,
 ) -> None:
     run = soak(place, 15.0, _MORNING_S)
-    assert run.results == 2 * run.studies > 8
+    assert not run.unanswered
+    assert not run.ended
     # Too short for a slope: two samples may catch an association open.
     late = run.samples[len(run.samples) // 2 :]
     assert max(s.descriptors for s in late) - min(s.descriptors for s in late) <= 8
