@@ -33,10 +33,10 @@ class Crew:
             loop.stop()
         self._threads.shutdown()
 
-    def turning(self, now: float, longest_s: float) -> bool:
+    def turning(self, longest_s: float) -> bool:
         """Whether every loop runs and has begun a turn within ``longest_s`` seconds."""
         return all(not future.done() for future in self.running.values()) and all(
-            now - loop.beat < longest_s for loop in self.loops.values()
+            loop.stopwatch() - loop.beat < longest_s for loop in self.loops.values()
         )
 
 

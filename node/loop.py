@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event
@@ -30,7 +31,9 @@ class Loop:
     next_due: Callable[[], float | None]
     clock: Callable[[], float]
     beat: float = 0.0
-    """When the loop last began a turn; proof of progress for the watchdog."""
+    """When the loop last began a turn, by the stopwatch; proof of progress for the watchdog."""
+    stopwatch: Callable[[], float] = time.monotonic
+    """Seconds that only rise: a wall clock that is set back must not hide a loop that hangs."""
     _stirred: Event = field(default_factory=Event)
     _stopping: Event = field(default_factory=Event)
 
@@ -38,7 +41,7 @@ class Loop:
         """Work until ``stop``. What ``step`` raises ends the loop, and thereby the node, unless
         trying again can help."""
         while not self._stopping.is_set():
-            self.beat = self.clock()
+            self.beat = self.stopwatch()
             self._stirred.clear()
             try:
                 pause = 0.0 if self.step() else self._pause()

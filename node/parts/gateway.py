@@ -80,7 +80,7 @@ class Gateway:
 
     def alive(self, now: float) -> bool:
         """Whether the intake turns and the ledger takes a write."""
-        if not self.crew.turning(now, 2 * LONGEST_SLEEP_S):
+        if not self.crew.turning(2 * LONGEST_SLEEP_S):
             return False
         try:
             with self._site.ledger.write() as books:

@@ -57,7 +57,7 @@ class Bench:
 
     def alive(self, now: float) -> bool:
         """Whether the loop turns, or is at a job that may still take its time."""
-        return self.crew.turning(now, LONGEST_SLEEP_S + self._site.config.jobs.timeout_s)
+        return self.crew.turning(LONGEST_SLEEP_S + self._site.config.jobs.timeout_s)
 
     def stop(self) -> None:
         """Let the job that runs end, and unload the engines."""
