@@ -51,10 +51,21 @@ def kept(spool: Spool, count: int = 1) -> list[Path]:
 
 
 def children() -> set[int]:
-    """Our living children, by the kernel's word."""
-    tasks = Path("/proc/self/task").glob("*/children")
-    listed = " ".join(task.read_text() for task in tasks).split()
-    return {int(number) for number in listed}
+    """Our living children. Asked of each process: a list of children may leave some out."""
+    return {
+        int(status.parent.name)
+        for status in Path("/proc").glob("[0-9]*/status")
+        if _lives_under_us(status)
+    }
+
+
+def _lives_under_us(status: Path) -> bool:
+    try:
+        lines = status.read_text().splitlines()
+    except OSError:
+        return False  # it has just ended
+    said = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return int(said["PPid"]) == os.getpid() and not said["State"].startswith("Z")
 
 
 def test_a_child_reads_what_this_process_would(sandbox: Sandbox, spool: Spool) -> None:
