@@ -44,7 +44,8 @@ def configure(section: LoggingSection) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # A line is one write: several processes share standard error.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
     quieten()
 

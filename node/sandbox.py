@@ -242,6 +242,16 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     return stream
 
 
+def _peak() -> int:
+    """The most memory that this program has held, in bytes.
+
+    Not ``ru_maxrss``: across fork and exec that begins with what the parent held.
+    """
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
 def _started(limits: Limits) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     # A numerical library would take a thread and address space per core.
@@ -304,7 +314,7 @@ def _serve(memory: int, cpu_s: int) -> None:
         spent = math.ceil(time.process_time())
         resource.setrlimit(resource.RLIMIT_CPU, (spent + cpu_s, hardest))
         answer = _answered(Path(json.loads(line)), memory)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = _peak()
         answers.write(json.dumps(answer | {"peak": peak}).encode() + b"\n")
         answers.flush()
 
