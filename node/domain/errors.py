@@ -17,6 +17,11 @@
     +-- JobCancelled           a person cancelled the job while it ran
     +-- SandboxError           the process that reads headers cannot be started (retryable)
     +-- InferenceError         the runtime failed or gave unusable output
+    |   +-- RuntimeUnavailable the library, driver or device of a runtime is missing
+    |   +-- DeviceMemoryFull   what was asked for does not fit on the device now (retryable)
+    |   +-- DeviceLost         the device's state is beyond repair in this process (retryable)
+    |   +-- VerificationFailed the network as compiled does not answer as the reference does
+    +-- ImportRefused          a model cannot be made into an engine package as it is
     +-- EncodingError          a result object could not be made
     |   +-- ConformanceError   a result object was made but breaks the standard
     +-- ListenError            our own port cannot be opened
@@ -141,6 +146,30 @@ class SandboxError(NodeError):
 
 class InferenceError(NodeError):
     """The runtime failed, or its output has a wrong shape or is not finite."""
+
+
+class RuntimeUnavailable(InferenceError):
+    """A library, driver or device is missing; the text names it and what brings it."""
+
+
+class DeviceMemoryFull(InferenceError):
+    """What was asked for does not fit on the device now; a smaller batch or block may."""
+
+    retryable = True
+
+
+class DeviceLost(InferenceError):
+    """The device's state is beyond repair in this process, which has to end and start again."""
+
+    retryable = True
+
+
+class VerificationFailed(InferenceError):
+    """A network as compiled for a device does not answer as its reference does."""
+
+
+class ImportRefused(NodeError):
+    """A trained model cannot be made into an engine package as it is; the text says why."""
 
 
 class EncodingError(NodeError):
