@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -15,6 +18,8 @@ _log = structlog.get_logger()
 
 RETRY_S = 1.0
 """Pause after a step that failed for a passing reason: a locked ledger, a full disk."""
+LONGEST_GATHER_S = 1.0
+"""However often a loop is woken, it works after this time."""
 LONGEST_SLEEP_S = 30.0
 """However far away the next due time is, look again: the wall clock may have been set."""
 
@@ -34,12 +39,17 @@ class Loop:
     """When the loop last began a turn, by the stopwatch; proof of progress for the watchdog."""
     stopwatch: Callable[[], float] = time.monotonic
     """Seconds that only rise: a wall clock that is set back must not hide a loop that hangs."""
+    gather_s: float = 0.0
+    """Once woken it waits until it was not woken for so long: then it has more to do at once."""
+    niceness: int = 0
+    """What its thread yields to others (nice(2)), with the processes that it starts."""
     _stirred: Event = field(default_factory=Event)
     _stopping: Event = field(default_factory=Event)
 
     def run(self) -> None:
         """Work until ``stop``. What ``step`` raises ends the loop, and thereby the node, unless
         trying again can help."""
+        self._yield()
         while not self._stopping.is_set():
             self.beat = self.stopwatch()
             self._stirred.clear()
@@ -56,7 +66,7 @@ class Loop:
                 _log.warning("trying again", loop=self.name, error=error.strerror)
                 self._stopping.wait(RETRY_S)
             else:
-                self._stirred.wait(pause)
+                self._wait(pause)
 
     def wake(self) -> None:
         """There may be work now."""
@@ -66,6 +76,20 @@ class Loop:
         """End after the step that runs."""
         self._stopping.set()
         self._stirred.set()
+
+    def _wait(self, pause: float) -> None:
+        if not self._stirred.wait(pause) or not self.gather_s:
+            return
+        until = self.stopwatch() + LONGEST_GATHER_S
+        while self._stirred.is_set() and not self._stopping.is_set() and self.stopwatch() < until:
+            self._stirred.clear()
+            self._stirred.wait(self.gather_s)
+
+    def _yield(self) -> None:
+        if self.niceness:
+            # A service may have been forbidden to; then its unit says what each part weighs.
+            with suppress(PermissionError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.niceness)
 
     def _pause(self) -> float:
         due = self.next_due()

@@ -20,12 +20,13 @@ import json
 import os
 import secrets
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from isal.isal_zlib import crc32
 
 from node.dicom import part10
 from node.domain.errors import DigestMismatch, SpoolError, SpoolFull
@@ -281,7 +282,7 @@ class Arriving:
 
     def write(self, fragment: memoryview) -> None:
         """The next bytes of the data set. Most objects fit into one block, and one write."""
-        self._crc32 = zlib.crc32(fragment, self._crc32)
+        self._crc32 = crc32(fragment, self._crc32)
         while fragment:
             part = fragment[: len(self._block) - self._filled]
             self._block[self._filled : self._filled + len(part)] = part

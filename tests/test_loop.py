@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
 
 import pytest
 
@@ -65,3 +67,56 @@ def test_a_loop_that_cannot_ask_when_it_is_due_asks_again() -> None:
     loop = Loop("test", lambda: False, next_due, lambda: 1.0)
     loop.run()
     assert len(asked) == 3
+
+
+def test_a_loop_that_is_woken_again_and_again_gathers_first() -> None:
+    """Once it was woken it works only when the ringing has ended, and then once."""
+    steps: list[int] = []
+    rings = iter(range(3))
+
+    def step() -> bool:
+        steps.append(next(rings, 3))
+        if len(steps) == 1:
+            loop.wake()
+        else:
+            loop.stop()
+        return False
+
+    loop = Loop("test", step, lambda: None, lambda: 1.0, gather_s=0.01)
+    loop.run()
+    assert len(steps) == 2
+
+
+def test_a_loop_that_is_never_left_alone_works_all_the_same() -> None:
+    now = iter(range(1000))
+    steps: list[bool] = []
+
+    def step() -> bool:
+        steps.append(True)
+        loop.wake()
+        if len(steps) == 3:
+            loop.stop()
+        return False
+
+    def stopwatch() -> float:
+        loop.wake()
+        return float(next(now))
+
+    loop = Loop("test", step, lambda: None, lambda: 1.0, stopwatch=stopwatch, gather_s=60.0)
+    loop.run()
+    assert len(steps) == 3
+
+
+def test_a_loop_yields_to_others_as_it_is_told() -> None:
+    found: list[int] = []
+
+    def step() -> bool:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        loop.stop()
+        return False
+
+    loop = Loop("test", step, lambda: None, lambda: 1.0, niceness=3)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    thread.join()
+    assert found == [os.getpriority(os.PRIO_PROCESS, 0) + 3] or found == [3]

@@ -33,7 +33,7 @@ _SOC_SIZ = b"\xff\x4f\xff\x51"
 _RLE_HEADER = 64
 """Bytes of the RLE header: the number of segments and fifteen offsets (PS3.5 G.5)."""
 _JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
-_JPEG_2000 = (JPEG2000Lossless, HTJ2KLossless, HTJ2KLosslessRPCL)
+_HTJ2K = (HTJ2KLossless, HTJ2KLosslessRPCL)
 
 Codecs = Mapping[str, Callable[..., Any]]
 """Decoders of imagecodecs by their names; empty where it is not installed."""
@@ -67,7 +67,7 @@ def refuse_other_size(codestream: bytes, layout: Layout) -> None:
 @cache
 def codecs() -> Codecs:
     """imagecodecs' decoders that release the interpreter's lock, where it is installed."""
-    names = ("jpegls_decode", "jpeg2k_decode", "packbits_decode")
+    names = ("jpegls_decode", "jpeg2k_decode", "htj2k_decode", "packbits_decode")
     try:
         import imagecodecs as package
 
@@ -96,7 +96,9 @@ def decoded_quickly(
     try:
         if transfer_syntax_uid in _JPEG_LS:
             values = quick["jpegls_decode"](codestream)
-        elif transfer_syntax_uid in _JPEG_2000 and stated.signed == layout.signed:
+        elif transfer_syntax_uid in _HTJ2K and stated.signed == layout.signed:
+            values = quick["htj2k_decode"](codestream)
+        elif transfer_syntax_uid == JPEG2000Lossless and stated.signed == layout.signed:
             values = quick["jpeg2k_decode"](codestream, numthreads=1)
         else:
             return None

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import zlib
 from pathlib import Path
 from typing import BinaryIO
+
+from isal.isal_zlib import crc32
 
 from node import __version__
 from node.domain.errors import HeaderError
@@ -119,7 +120,7 @@ def _digests(stream: BinaryIO) -> tuple[str, str]:
     block = memoryview(bytearray(1 << 18))
     while count := stream.readinto(block):  # type: ignore[attr-defined]
         digest.update(block[:count])
-        checksum = zlib.crc32(block[:count], checksum)
+        checksum = crc32(block[:count], checksum)
     return digest.hexdigest(), f"{checksum:08x}"
 
 

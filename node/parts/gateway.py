@@ -33,6 +33,9 @@ from node.triggers.query import Query
 
 _log = structlog.get_logger()
 
+_INTAKE_NICENESS = 10
+_GATHER_S = 0.1
+
 _STUCK_S = 600.0
 """How long arrivals that cannot be read may hold up the completion of studies."""
 
@@ -102,7 +105,15 @@ class Gateway:
 
     def _loops(self) -> dict[str, Loop]:
         loops = {
-            "intake": Loop("intake", self._take_in, self._intake_due, self._clock),
+            # Senders wait for the receiver, and nobody for the index: it has what they leave.
+            "intake": Loop(
+                name="intake",
+                step=self._take_in,
+                next_due=self._intake_due,
+                clock=self._clock,
+                gather_s=_GATHER_S,
+                niceness=_INTAKE_NICENESS,
+            ),
             "upkeep": Loop("upkeep", self._upkeep, lambda: None, self._clock),
         }
         for name, courier in self._couriers().items():
