@@ -27,6 +27,7 @@ from tests.chaos.kills import prepared
 from tests.chaos.load import Modality, saved
 from tests.chaos.trial import Place
 from tests.chaos.vault import Vault
+from tests.chaos.zygote import set_clock
 
 SPEED = 60.0
 _MORNING_S, _EVENING_S, _DAY_S = 7 * 3600.0, 19 * 3600.0, 86_400.0
@@ -129,7 +130,7 @@ def _ward(course: Course) -> Ward:
     ward = course.ward
     ward.parted = ward.sandboxed = True
     clock = ward.config.with_name("clock")
-    clock.write_text(f"0 {SPEED}")
+    set_clock(clock, f"0 {SPEED}")
     ward.clock = str(clock)
     # In injected seconds, a second of ours: less would split studies on a machine that is busy.
     text = ward.config.read_text().replace("quiet_period_s = 0.2", "quiet_period_s = 60.0")
