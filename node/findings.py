@@ -20,7 +20,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
 from node.domain.codes import Code
-from node.domain.finding import Concept, Finding, Measurement, Outline
+from node.domain.finding import Concept, Finding, Measurement, Outline, Region
 from node.domain.job import derived_uid
 from node.domain.volume import Grid
 
@@ -126,22 +126,7 @@ def find(segmented: Segmented, labels: Sequence[Label], engine: str, job_id: str
     return Found(tuple(findings), tuple(notes))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Region:
-    """A region inside of its bounding box; ``size`` counts voxels."""
-
-    slab: Slab
-    mask: Mask
-    size: int
-
-    def on(self, shape: tuple[int, int, int]) -> Mask:
-        """The region on the whole grid."""
-        whole = np.zeros(shape, bool)
-        whole[self.slab] = self.mask
-        return whole
-
-
-def _regions(mask: Mask, label: Label, voxel_volume: float) -> list[_Region]:
+def _regions(mask: Mask, label: Label, voxel_volume: float) -> list[Region]:
     """Regions that are large enough, by falling size; equal ones in the order of their voxels."""
     smallest = label.min_ml * 1000 / voxel_volume
     regions = [r for r in _pieces(mask, label.instances) if r.size >= smallest]
@@ -149,41 +134,37 @@ def _regions(mask: Mask, label: Label, voxel_volume: float) -> list[_Region]:
     return sorted(regions, key=lambda region: -region.size)
 
 
-def _pieces(mask: Mask, instances: str) -> Iterator[_Region]:
+def _pieces(mask: Mask, instances: str) -> Iterator[Region]:
     """The whole mask, or its 26-connected components in the order of their first voxel."""
+    shape = (mask.shape[0], mask.shape[1], mask.shape[2])
     for box in ndimage.find_objects(mask.view(np.uint8)):
         inner = mask[box]
         numbered: NDArray[np.integer] = inner.view(np.uint8)
         if instances == "components":
             numbered, _ = ndimage.label(inner, structure=np.ones((3, 3, 3), int))
         for number, slab in enumerate(ndimage.find_objects(numbered), 1):
-            piece = numbered[slab] == number
-            yield _Region(_shifted(slab, box), piece, int(np.count_nonzero(piece)))
-
-
-def _shifted(slab: Slab, box: Slab) -> Slab:
-    """A slab of a box, as a slab of the grid that holds the box."""
-    return tuple(slice(b.start + s.start, b.start + s.stop) for s, b in zip(slab, box, strict=True))
+            k, j, i = (b.start + s.start for s, b in zip(slab, box, strict=True))
+            yield Region(numbered[slab] == number, (k, j, i), shape)
 
 
 def _finding(
-    segmented: Segmented, label: Label, region: _Region, tracking: tuple[str, str]
+    segmented: Segmented, label: Label, region: Region, tracking: tuple[str, str]
 ) -> Finding:
     """One region with its measurements and the outline on its key slice."""
     grid = segmented.grid
-    index = key_slice(region.mask)
-    ring = _ring(region.mask[index]) + (region.slab[2].start, region.slab[1].start)
+    index = key_slice(region.voxels)
+    ring = _ring(region.voxels[index]) + (region.start[2], region.start[1])
     return Finding(
         concept=label.concept,
         tracking_id=tracking[0],
         tracking_uid=tracking[1],
-        mask=region.on(grid.shape),
-        probability=segmented.highest(label.label, region.slab, region.mask),
+        region=region,
+        probability=segmented.highest(label.label, region.slab, region.voxels),
         measurements=(
             Measurement(VOLUME, region.size * grid.voxel_volume, CUBIC_MILLIMETRE),
             Measurement(LONG_AXIS, _diameter(ring, grid), MILLIMETRE),
         ),
-        outline=Outline(region.slab[0].start + index, _simplified(ring)),
+        outline=Outline(region.start[0] + index, _simplified(ring)),
     )
 
 

@@ -22,7 +22,7 @@ from node.bundle import Bundle
 from node.conformance import check
 from node.dicom import pixels
 from node.dicom.geometry import arrange
-from node.domain.finding import Finding
+from node.domain.finding import Finding, Region
 from node.domain.job import JobState
 from node.domain.study import Study
 from node.domain.volume import Volume
@@ -119,7 +119,7 @@ def draw(returned: Returned, path: Path) -> Path | None:
         return None
     concepts = [label.concept for label in returned.bundle.manifest.findings]
     findings = [
-        Finding(concepts[0], str(segment.TrackingID), str(segment.TrackingUID), mask)
+        Finding(concepts[0], str(segment.TrackingID), str(segment.TrackingUID), Region.of(mask))
         for segment, mask in zip(_segments(returned), returned.masks, strict=True)
     ]
     return overlay.draw(returned.volume, findings, path, algorithm=returned.bundle.algorithm())

@@ -7,21 +7,22 @@ without running anything of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
+from node.coherence import rule_faults
 from node.config import Document, Table, Where, build, construct, gather
 from node.dicom.geometry import ORDINARY, Tolerance
 from node.domain.condition import Condition
-from node.domain.condition import faults as condition_faults
 from node.domain.errors import ConfigError, Fault
 from node.findings import Label
+from node.rules import rows
+from node.sight import Window
 from node.steps import MASKS, STEPS, MaskStep, Step
-from node.windows import Window
 
 T = TypeVar("T")
 
@@ -30,6 +31,10 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrin
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 """Text that goes into LO attributes: at most 64 characters (PS3.5 Table 6.2-1)."""
 Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$", max_length=40)]
+FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+"""A file in the engine's folder itself."""
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""sha256, hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,9 @@ class Identity:
     """Who answers for it."""
     licence: Annotated[str, Field(min_length=1)]
     """Licence of the model, as an SPDX expression where there is one."""
-    model: Annotated[str, Field(pattern=r"^[^/\\]+$")]
+    model: FileName
     """File name of the network in the engine's folder."""
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Digest
     """Digest of that file, hexadecimal."""
     task: Literal["segmentation"] = "segmentation"
     """What the network answers."""
@@ -58,6 +63,53 @@ class Identity:
     """Whether its maker has released it for clinical use."""
     description: str = ""
     """One or two sentences for whoever chooses an engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """``[[member]]``: a further network of an ensemble, beside ``[engine]``'s. It takes the same
+    tensors and gives the same one.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    model: FileName
+    """File name of the network in the engine's folder."""
+    sha256: Digest
+    """Digest of that file, hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """``[ensemble]``: how the answers of several networks become one."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    combine: Literal["mean", "vote"] = "mean"
+    """``mean``: of what is blended, probabilities or logits (see ``[output]``). ``vote``: the label
+    that most networks give a voxel; of equally many votes the lowest label wins, so that the
+    background comes before every finding. Probabilities are then the mean of all networks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """``[cascade]``: another engine looks first, and this one only around what that one found.
+
+    The first engine gets the volumes of the same roles, and its conditions for them hold here, too;
+    it is computed by what computes this one.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    package: Annotated[str, Field(min_length=1)]
+    """The first engine: the name of one whose folder is beside this one's or that is shipped, or
+    the path of a folder from this one's (it has a slash)."""
+    labels: tuple[Annotated[int, Field(ge=1, le=255)], ...] = ()
+    """Which of its labels count; none: all of its findings."""
+    margin_mm: Annotated[float, Field(ge=0)] = 0.0
+    """What is seen around the box of its findings on every side, mm."""
+    empty: Literal["refuse", "whole", "nothing"] = "refuse"
+    """When it found none: fail in words, look at the whole volume, or find nothing either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +148,9 @@ class NetworkOutput:
     """Its name in the network."""
     activation: Literal["none", "sigmoid", "softmax"] = "none"
     """What makes probabilities of it; none: it holds probabilities."""
+    activated: Literal["blocks", "blended", "source"] = "blocks"
+    """Where that happens: to every block before blocks are blended; to the whole volume that was
+    blended of raw values; or after that was brought back to the source images' grid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +181,13 @@ class Reports:
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """``[[pre]]``: a step before the network, and the roles whose volumes take it."""
+    """``[[pre]]``: a step before the network, and the roles whose volumes take it: each by itself,
+    or, ``joint``, all of them as the channels of one volume.
+    """
 
     step: Step
     roles: tuple[str, ...]
+    joint: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +203,9 @@ class _Plain:
     output: NetworkOutput
     findings: Annotated[tuple[Label, ...], Field(alias="finding", min_length=1)]
     tolerance: Tolerance = ORDINARY
+    members: Annotated[tuple[Member, ...], Field(alias="member")] = ()
+    ensemble: Ensemble = Ensemble()
+    cascade: Cascade | None = None
     operating_point: OperatingPoint = OperatingPoint()
     reports: Reports = Reports()
 
@@ -169,12 +230,18 @@ class Manifest(_Plain):
         """Every role, the reference first."""
         return tuple(series.role for series in self.series)
 
+    @property
+    def networks(self) -> tuple[Member, ...]:
+        """Every network of the engine, that of ``[engine]`` first."""
+        return (Member(self.engine.model, self.engine.sha256), *self.members)
+
 
 @dataclass(frozen=True, slots=True)
 class _Roles:
     """What a ``[[pre]]`` table has beside the options of its step."""
 
     roles: tuple[str, ...] = ()
+    joint: bool = False
 
 
 def understand(document: Document) -> Manifest:
@@ -182,13 +249,13 @@ def understand(document: Document) -> Manifest:
     faults: dict[Fault, None] = {}
     sheet = _attempt(partial(build, _Sheet, document.table, document.where), faults)
     pre = _attempt(
-        partial(gather, [partial(_preparation, *row) for row in _rows(document, "pre")]), faults
+        partial(gather, [partial(_preparation, *row) for row in rows(document, "pre")]), faults
     )
     post = _attempt(
-        partial(gather, [partial(construct, MASKS, *row) for row in _rows(document, "post")]),
+        partial(gather, [partial(construct, MASKS, *row) for row in rows(document, "post")]),
         faults,
     )
-    faults.update(dict.fromkeys(_rule_faults(document)))
+    faults.update(dict.fromkeys(rule_faults(document)))
     if faults or sheet is None or pre is None or post is None:
         raise ConfigError(tuple(sorted(faults, key=lambda fault: fault.line)))
     plain = {field.name: getattr(sheet, field.name) for field in fields(_Plain)}
@@ -205,111 +272,18 @@ def _attempt(attempt: Callable[[], T], faults: dict[Fault, None]) -> T | None:
 
 
 def _preparation(table: Table, where: Where) -> Preparation:
-    options = {key: value for key, value in table.items() if key != "roles"}
-    own = {key: value for key, value in table.items() if key == "roles"}
+    named = {field.name for field in fields(_Roles)}
+    options = {key: value for key, value in table.items() if key not in named}
+    own = {key: value for key, value in table.items() if key in named}
     faults: dict[Fault, None] = {}
     roles = _attempt(partial(build, _Roles, own, where), faults)
     step = _attempt(partial(construct, STEPS, options, where), faults)
     if roles is None or step is None:
         raise ConfigError(tuple(faults))
-    return Preparation(step, roles.roles)
+    return Preparation(step, roles.roles, roles.joint)
 
 
 def _for_all(pre: tuple[Preparation, ...], sheet: _Sheet) -> tuple[Preparation, ...]:
     """A step that names no role is for all of them."""
     every = tuple(series.role for series in sheet.series)
-    return tuple(Preparation(one.step, one.roles or every) for one in pre)
-
-
-def _rows(document: Document, family: str) -> Iterator[tuple[Table, Where]]:
-    """The tables of an array of tables, each with its place; what has another shape is no row."""
-    tables = document.table.get(family)
-    for index, table in enumerate(tables if isinstance(tables, list) else ()):
-        if isinstance(table, dict):
-            yield table, document.where.at(family).item(index)
-
-
-def _rule_faults(document: Document) -> Iterator[Fault]:
-    """What one table alone cannot show to be wrong. Reads the file as it stands, so that these
-    faults come out together with those of the tables.
-    """
-    for series, where in _rows(document, "series"):
-        yield from _condition_faults(series, where.at("accepts"))
-    for family, key in (
-        ("series", "role"), ("input", "tensor"), ("finding", "label"), ("finding", "name"),
-    ):  # fmt: skip
-        yield from _repeated(document, family, key)
-    yield from _role_faults(document)
-    yield from _threshold_faults(document)
-    yield from _activation_faults(document)
-
-
-def _condition_faults(series: Table, where: Where) -> Iterator[Fault]:
-    accepts = series.get("accepts")
-    for index, table in enumerate(accepts if isinstance(accepts, list) else ()):
-        place = where.item(index)
-        try:
-            condition = build(Condition, table, place)
-        except ConfigError:
-            continue
-        yield from (place.fault(message) for message in condition_faults(condition))
-
-
-def _repeated(document: Document, family: str, key: str) -> Iterator[Fault]:
-    seen: dict[str, int] = {}
-    for table, where in _rows(document, family):
-        value, place = table.get(key), where.at(key)
-        if value is None:
-            continue
-        if str(value) in seen:
-            line = seen[str(value)]
-            yield place.fault(f"another [[{family}]] has {value!r} already (line {line})")
-        seen.setdefault(str(value), place.line)
-
-
-def _role_faults(document: Document) -> Iterator[Fault]:
-    """Roles that are named but not defined, and those that are defined but feed no tensor."""
-    defined = {str(table.get("role")): where for table, where in _rows(document, "series")}
-    fed = dict(_named_roles(document, "input"))
-    for role, where in (*_named_roles(document, "pre"), *fed.items()):
-        if role not in defined:
-            known = ", ".join(defined) or "none"
-            yield where.fault(f"no [[series]] has the role {role!r} (known: {known})")
-    for role, where in defined.items():
-        if fed and role not in fed:
-            yield where.at("role").fault(f"no [[input]] takes the role {role!r}")
-
-
-def _named_roles(document: Document, family: str) -> Iterator[tuple[str, Where]]:
-    for table, where in _rows(document, family):
-        named = table.get("roles")
-        for index, role in enumerate(named if isinstance(named, list) else ()):
-            yield str(role), where.at("roles").item(index)
-
-
-def _threshold_faults(document: Document) -> Iterator[Fault]:
-    """The operating point that results state is the one that the steps apply."""
-    point = document.table.get("operating_point")
-    stated = point.get("threshold") if isinstance(point, Mapping) else None
-    applied = [
-        table.get("value", 0.5)
-        for table, _ in _rows(document, "post")
-        if table.get("kind") == "threshold"
-    ]
-    if stated is not None and applied and stated not in applied:
-        where = document.where.at("operating_point").at("threshold")
-        yield where.fault(f"is {stated}, but the threshold step applies {applied[0]}")
-
-
-def _activation_faults(document: Document) -> Iterator[Fault]:
-    """The window makes the probabilities, but one place says how: the output."""
-    window, output = document.table.get("window"), document.table.get("output")
-    if not isinstance(window, Mapping) or not isinstance(output, Mapping):
-        return
-    where = document.where.at("window")
-    if "logits" in window:
-        yield where.at("logits").fault("is said by [output].activation; leave it out here")
-    if output.get("activation") == "sigmoid" and window.get("exclusive"):
-        yield where.at("exclusive").fault(
-            "channels that exclude one another have activation softmax, not sigmoid"
-        )
+    return tuple(replace(one, roles=one.roles or every) for one in pre)

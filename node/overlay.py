@@ -55,7 +55,7 @@ def draw(
     index = _chosen(volume, findings) if slice_index is None else slice_index
     plane = _Plane.of(volume, index)
     picture = plane.picture()
-    visible = [f for f in findings if f.mask[index].any()]
+    visible = [f for f in findings if index in f.region.slices]
     for number, finding in enumerate(visible, 1):
         _draw_finding(picture, finding, index, plane)
         if len(visible) > 1:
@@ -67,9 +67,11 @@ def draw(
 
 
 def _chosen(volume: Volume, findings: Sequence[Finding]) -> int:
-    if not findings:
+    regions = [finding.region for finding in findings if finding.region.size]
+    if not regions:
         return volume.grid.shape[0] // 2
-    return key_slice(max(findings, key=lambda f: int(np.count_nonzero(f.mask))).mask)
+    largest = max(regions, key=lambda region: region.size)
+    return largest.start[0] + key_slice(largest.voxels)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +116,7 @@ def _draw_finding(picture: Image.Image, finding: Finding, index: int, plane: _Pl
     fill, line = Image.new("L", large), Image.new("L", large)
     on_fill, on_line = ImageDraw.Draw(fill), ImageDraw.Draw(line)
     # Large rings first: a hole then clears what its surrounding has filled.
-    for ring in sorted(rings(finding.mask[index]), key=lambda r: -abs(_turn(r))):
+    for ring in sorted(rings(finding.region.on_slice(index)), key=lambda r: -abs(_turn(r))):
         points = plane.placed(_rounded(ring), _FINE)
         on_fill.polygon(points, fill=255 if _turn(ring) > 0 else 0)
         on_line.line(points, fill=255, width=_LINE * _FINE, joint="curve")
@@ -143,7 +145,7 @@ def _draw_number(
     picture: Image.Image, finding: Finding, index: int, plane: _Plane, number: int
 ) -> None:
     """The finding's number in the caption, beside its upper right end."""
-    rows, columns = np.nonzero(finding.mask[index])
+    rows, columns = np.nonzero(finding.region.on_slice(index))
     corner = np.array([[columns.max() + 1.5, rows.min() - 0.5]])
     x, y = plane.placed(corner)[0]
     _write(picture, (x, y), str(number), anchor="ls", colour=displayed(finding.concept.colour))

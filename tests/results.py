@@ -12,7 +12,15 @@ from pydicom.dataset import Dataset
 
 from node.dicom.source import Source
 from node.domain.codes import Code
-from node.domain.finding import Algorithm, Assessment, Concept, Finding, Measurement, Outline
+from node.domain.finding import (
+    Algorithm,
+    Assessment,
+    Concept,
+    Finding,
+    Measurement,
+    Outline,
+    Region,
+)
 from node.domain.job import derived_uid
 from node.domain.volume import Affine, Grid
 from node.testing.series import SeriesSpec, make
@@ -90,7 +98,7 @@ def finding(number: int = 1, box: Box = BOXES[0], shape: tuple[int, int, int] = 
         concept=LESION,
         tracking_id=f"mr-brain-lesion Lesion {number}",
         tracking_uid=derived_uid("finding", str(number)),
-        mask=mask,
+        region=Region.of(mask),
         probability=0.9731,
         measurements=(
             Measurement(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -201,6 +202,14 @@ def test_digest_changes_with_manifest_model_and_weights(folder: Path) -> None:
     (folder / "model.onnx.data").write_bytes(b"weights")
     digests.append(bundle.read(folder).digest)
     assert len(set(digests)) == 4
+
+
+def test_digest_of_one_network_is_that_of_its_files_and_of_nothing_else(folder: Path) -> None:
+    # Whoever changes this makes other engines of all that are installed.
+    package(folder)
+    files = [(name, bundle.file_digest(folder / name)) for name in ("engine.toml", "model.onnx")]
+    lines = "".join(f"{name}\n{digest}\n" for name, digest in sorted(files))
+    assert bundle.read(folder).digest == hashlib.sha256(lines.encode()).hexdigest()
 
 
 def test_package_digest_ignores_the_order_of_files() -> None:

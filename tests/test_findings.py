@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -265,3 +266,24 @@ def test_findings_cover_the_label_once_each(seed: int, share: float) -> None:
     for finding in outcome.findings:
         assert finding.outline is not None
         assert finding.mask[finding.outline.slice_index].any()
+
+
+def test_many_findings_take_the_memory_of_their_boxes_and_not_of_the_grid() -> None:
+    labels = np.zeros((48, 256, 256), np.uint8)
+    for number in range(10):
+        labels[4 * number : 4 * number + 2, 20 * number : 20 * number + 9, 10:19] = 1
+    segmented = Segmented(
+        labels, labels[None].astype(np.float32), Grid(labels.shape, np.eye(4)), {}
+    )
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        outcome = find(segmented, [LESION], "tester", "job")
+        kept, highest = (now - before for now in tracemalloc.get_traced_memory())
+    finally:
+        tracemalloc.stop()
+    assert len(outcome.findings) == 10
+    assert kept < labels.nbytes / 10
+    # One mask of the label, and what numbers its parts; not one for each finding.
+    assert highest < 7 * labels.nbytes
+    assert sum(finding.region.voxels.nbytes for finding in outcome.findings) == 10 * 2 * 9 * 9

@@ -150,7 +150,7 @@ def statement(assessment: Assessment, context: Context) -> Group:
 
 def showing(finding: Finding, images: Sequence[Dataset]) -> list[Dataset]:
     """The images on which a finding has voxels, and its key slice."""
-    planes = set(np.flatnonzero(finding.mask.any(axis=(1, 2))).tolist())
+    planes = set(finding.region.slices)
     if finding.outline is not None:
         planes.add(finding.outline.slice_index)
     return [image for index, image in enumerate(images) if index in planes]
@@ -229,7 +229,7 @@ def _planar(finding: Finding, images: Sequence[Dataset]) -> Iterator[Measurement
     index = finding.outline.slice_index
     spacing = images[index].get("PixelSpacing")
     if spacing:
-        pixels = int(np.count_nonzero(finding.mask[index]))
+        pixels = int(np.count_nonzero(finding.region.on_slice(index)))
         area = pixels * float(spacing[0]) * float(spacing[1])
         yield Measurement(AREA, area, _SQUARE_MILLIMETRE)
 

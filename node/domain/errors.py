@@ -148,6 +148,10 @@ class InferenceError(NodeError):
     """The runtime failed, or its output has a wrong shape or is not finite."""
 
 
+class NotAssessable(InferenceError):
+    """The engine cannot assess this study, though nothing is broken; the text says why."""
+
+
 class RuntimeUnavailable(InferenceError):
     """A library, driver or device is missing; the text names it and what brings it."""
 

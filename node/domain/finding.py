@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from node.domain.codes import Code
 
+Lengths = tuple[int, int, int]
+"""Voxels along (k, j, i)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Concept:
@@ -49,20 +52,88 @@ class Outline:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """Some voxels of a grid, kept as the box around them: a lesion is small, and a grid is not.
+
+    ``voxels`` is a bool array (k, j, i) of the box, which begins at ``start`` of a grid of
+    ``shape``.
+    """
+
+    voxels: NDArray[np.bool_]
+    start: Lengths
+    shape: Lengths
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_]) -> Region:
+        """The voxels of a mask (k, j, i) of the whole grid."""
+        k, j, i = (_ends(mask, axis) for axis in range(3))
+        part = mask[k[0] : k[1], j[0] : j[1], i[0] : i[1]].copy()
+        return cls(part, (k[0], j[0], i[0]), (mask.shape[0], mask.shape[1], mask.shape[2]))
+
+    @property
+    def stop(self) -> Lengths:
+        """The first voxel after the box."""
+        k, j, i = (a + n for a, n in zip(self.start, self.voxels.shape, strict=True))
+        return (k, j, i)
+
+    @property
+    def slab(self) -> tuple[slice, slice, slice]:
+        """The box as slices of the grid."""
+        k, j, i = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+        return (k, j, i)
+
+    @property
+    def size(self) -> int:
+        """How many voxels it has."""
+        return int(np.count_nonzero(self.voxels))
+
+    @property
+    def slices(self) -> tuple[int, ...]:
+        """The slices on which it has voxels, in order."""
+        held = np.flatnonzero(self.voxels.any(axis=(1, 2)))
+        return tuple((held + self.start[0]).tolist())
+
+    def on_slice(self, index: int) -> NDArray[np.bool_]:
+        """Its voxels on a slice of the grid, (j, i)."""
+        plane = np.zeros(self.shape[1:], bool)
+        if self.start[0] <= index < self.stop[0]:
+            plane[self.slab[1:]] = self.voxels[index - self.start[0]]
+        return plane
+
+    def whole(self) -> NDArray[np.bool_]:
+        """A mask (k, j, i) of the whole grid, made anew."""
+        mask = np.zeros(self.shape, bool)
+        mask[self.slab] = self.voxels
+        return mask
+
+
+def _ends(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
+    """The first of a mask's voxels along an axis, and the one after its last; equal if none."""
+    others = tuple(other for other in range(3) if other != axis)
+    line = np.flatnonzero(mask.any(axis=others))
+    return (int(line[0]), int(line[-1]) + 1) if line.size else (0, 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Finding:
     """One lesion, organ or region.
 
-    ``mask`` is a bool array (k, j, i) on the source grid; ``probability`` is the engine's highest
-    value inside it, 0 to 1. The tracking UID is derived, so that the same job names it the same.
+    ``region`` lies on the source grid; ``probability`` is the engine's highest value inside it, 0
+    to 1. The tracking UID is derived, so that the same job names it the same.
     """
 
     concept: Concept
     tracking_id: str
     tracking_uid: str
-    mask: NDArray[np.bool_]
+    region: Region
     probability: float | None = None
     measurements: tuple[Measurement, ...] = ()
     outline: Outline | None = None
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The region on the whole grid, bool (k, j, i); made anew each time it is asked for."""
+        return self.region.whole()
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,13 +59,19 @@ _ORDERS: tuple[tuple[int, int, int], ...] = tuple(permutations((0, 1, 2)))  # ty
 
 
 def resampled(
-    volume: Volume, grid: Grid, order: Order = 1, value: float = 0.0, *, smooth: bool = False
+    volume: Volume,
+    grid: Grid,
+    order: Order = 1,
+    value: float | None = 0.0,
+    *,
+    smooth: bool = False,
 ) -> Volume:
     """The volume on another grid, as float32.
 
     ``order`` is 0 (nearest), 1 (linear) or 3 (cubic B-spline). Up to half a voxel beyond the
-    outermost centres the outermost voxel goes on; farther out is ``value``. ``smooth`` averages
-    along every axis that becomes coarser, against aliasing (not between oblique grids).
+    outermost centres the outermost voxel goes on; farther out is ``value``, or still that voxel
+    where it is None. ``smooth`` averages along every axis that becomes coarser, against aliasing
+    (not between oblique grids).
     The sources are kept when the slices are. Raises InferenceError.
     """
     matrix = index_matrix(volume.affine, grid.affine)
@@ -106,18 +112,21 @@ def _positions(
 
 
 def _separable(
-    voxels: Voxels, lines: list[Positions], order: Order, value: float, *, smooth: bool
+    voxels: Voxels, lines: list[Positions], order: Order, value: float | None, *, smooth: bool
 ) -> Voxels:
     """One axis after the other; those that shrink most go first, so that the rest costs less."""
+    if value is None:
+        ends = [n - 1 for n in voxels.shape[-3:]]
+        lines = [np.clip(line, 0, end) for line, end in zip(lines, ends, strict=True)]
     inside = [_inside(line, n) for line, n in zip(lines, voxels.shape[-3:], strict=True)]
     kept = [line[part] for line, part in zip(lines, inside, strict=True)]
     shape = voxels.shape[:-3] + tuple(len(line) for line in lines)
-    if any(line.size == 0 for line in kept):
+    if value is not None and any(line.size == 0 for line in kept):
         return np.full(shape, value, np.float32)
     growth = [len(line) / n for line, n in zip(kept, voxels.shape[-3:], strict=True)]
     for axis in sorted(range(3), key=lambda a: (not _is_slice(kept[a]), growth[a])):
         voxels = _along(voxels, axis - 3, kept[axis], order, smooth=smooth)
-    if voxels.shape == shape:
+    if value is None or voxels.shape == shape:
         return np.ascontiguousarray(voxels)
     whole = np.full(shape, value, np.float32)
     whole[..., inside[0], inside[1], inside[2]] = voxels
@@ -222,7 +231,11 @@ def _blend_slices(
 
 
 def _oblique(
-    voxels: Voxels, matrix: Affine, shape: tuple[int, int, int], order: Order, value: float
+    voxels: Voxels,
+    matrix: Affine,
+    shape: tuple[int, int, int],
+    order: Order,
+    value: float | None,
 ) -> Voxels:
     out = np.empty(voxels.shape[:-3] + shape, np.float32)
     for lead in np.ndindex(*voxels.shape[:-3]):
@@ -233,7 +246,7 @@ def _oblique(
             shape,
             output=out[lead],
             order=order,
-            mode="grid-constant",
-            cval=value,
+            mode="nearest" if value is None else "grid-constant",
+            cval=value or 0.0,
         )
     return out

@@ -9,6 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from node.imports.bare import Bare
+from node.imports.monai import Monai
+from node.imports.nnunet import Nnunet
 from node.proposal import Proposal
 
 
@@ -25,4 +28,8 @@ class Import(Protocol):
         """
 
 
-IMPORTS: dict[str, type[Import]] = {}
+IMPORTS: dict[str, type[Import]] = {
+    "onnx": Bare,
+    "nnunet": Nnunet,
+    "monai": Monai,
+}

@@ -123,21 +123,22 @@ def _pixels(findings: Sequence[Finding], images: Sequence[Dataset]) -> NDArray[A
     _fit(findings, shape)
     labels = np.zeros(shape, np.uint8 if len(findings) < 256 else np.uint16)
     for number, finding in enumerate(findings, start=1):
-        if labels[finding.mask].any():
+        part, own = labels[finding.region.slab], finding.region.voxels
+        if part[own].any():
             return np.stack([f.mask for f in findings], axis=-1).astype(np.uint8)
-        labels[finding.mask] = number
+        part[own] = number
     return labels
 
 
 def _fit(findings: Sequence[Finding], shape: tuple[int, int, int]) -> None:
     """Raise EncodingError when a mask is empty or lies on another grid than the images."""
     for number, finding in enumerate(findings, start=1):
-        if finding.mask.shape != shape:
+        if finding.region.shape != shape:
             raise EncodingError(
-                f"finding {number} has a mask of shape {finding.mask.shape}, but the images form "
+                f"finding {number} has a mask of shape {finding.region.shape}, but the images form "
                 f"{shape}: the engine must give its findings on the source grid"
             )
-        if not finding.mask.any():
+        if not finding.region.size:
             raise EncodingError(f"finding {number} has no voxel")
 
 

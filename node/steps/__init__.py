@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import Protocol
 
 from node.domain.volume import Grid, Volume
-from node.steps.intensity import Cast, Clip, GreyWindow, Percentile, Rescale, ZScore
+from node.steps.intensity import (
+    Cast,
+    Clip,
+    GreyWindow,
+    Percentile,
+    Rescale,
+    Standardise,
+    ZScore,
+)
 from node.steps.masks import (
     Argmax,
     Closing,
@@ -19,7 +27,17 @@ from node.steps.masks import (
     RemoveSmall,
     Threshold,
 )
-from node.steps.spatial import CropForeground, CropOrPad, Orient, PadToMultiple, Resample
+from node.steps.nnunet import NnunetCrop, NnunetNormalise, NnunetResample, Regions
+from node.steps.spatial import (
+    CropForeground,
+    CropOrPad,
+    Extent,
+    Orient,
+    PadToMultiple,
+    Resample,
+    Resize,
+    Transpose,
+)
 
 
 class Step(Protocol):
@@ -48,12 +66,19 @@ STEPS: dict[str, type[Step]] = {
     "rescale": Rescale,
     "percentile": Percentile,
     "zscore": ZScore,
+    "standardise": Standardise,
     "cast": Cast,
     "orient": Orient,
     "resample": Resample,
     "crop_or_pad": CropOrPad,
     "pad_to_multiple": PadToMultiple,
     "crop_foreground": CropForeground,
+    "transpose": Transpose,
+    "resize": Resize,
+    "extent": Extent,
+    "nnunet_crop": NnunetCrop,
+    "nnunet_normalise": NnunetNormalise,
+    "nnunet_resample": NnunetResample,
 }
 
 MASKS: dict[str, type[MaskStep]] = {
@@ -64,4 +89,5 @@ MASKS: dict[str, type[MaskStep]] = {
     "fill_holes": FillHoles,
     "closing": Closing,
     "opening": Opening,
+    "regions": Regions,
 }

@@ -92,12 +92,19 @@ class Rescale(_InPlace):
 
 @dataclass(frozen=True, config=_STRICT)
 class Percentile(_InPlace):
-    """Two percentiles of the volume become 0 and 1; what lies outside is clipped."""
+    """Two percentiles of the volume become 0 and 1; what lies outside is clipped.
+
+    A volume without contrast becomes the first of the two.
+    """
 
     lower: Annotated[float, Field(ge=0, lt=100)] = 0.5
-    """The percentile that becomes 0, per cent."""
+    """The percentile that becomes 0, or ``onto[0]``; per cent."""
     upper: Annotated[float, Field(gt=0, le=100)] = 99.5
-    """The percentile that becomes 1, per cent."""
+    """The percentile that becomes 1, or ``onto[1]``; per cent."""
+    onto: tuple[float, float] = (0.0, 1.0)
+    """The two new values, e.g. ``[0, 1]`` or ``[-1, 1]``."""
+    clip: bool = True
+    """Whether values outside become the nearest of the two; otherwise the line goes on."""
     foreground: Rule = "all"
     """The voxels that count: ``all``, ``positive``, ``otsu``, or a fraction of the 99th percentile
     above which they count (0.15)."""
@@ -107,10 +114,17 @@ class Percentile(_InPlace):
         _ordered("lower", self.lower, "upper", self.upper)
 
     def forward(self, volume: Volume) -> Volume:
-        """Values from 0 to 1."""
+        """Values from 0 to 1, or along the line from ``onto[0]`` to ``onto[1]``."""
         voxels = finite(volume.voxels)
         low, high = np.percentile(foreground(voxels, self.foreground), [self.lower, self.upper])
-        return volume.with_voxels(_unit(voxels, float(low), float(high)))
+        if self.clip or not low < high:
+            scaled = _unit(voxels, float(low), float(high))
+        else:
+            scaled = (voxels - np.float32(low)) / np.float32(high - low)
+        first, last = self.onto
+        if (first, last) != (0.0, 1.0):
+            scaled = scaled * np.float32(last - first) + np.float32(first)
+        return volume.with_voxels(scaled)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -132,6 +146,36 @@ class ZScore(_InPlace):
             return volume.with_voxels(np.zeros_like(voxels))
         scored = (voxels - mean) / deviation
         return volume.with_voxels(np.clip(scored, -self.clip, self.clip) if self.clip else scored)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Standardise(_InPlace):
+    """A mean becomes 0 and a deviation 1: the volume's own, or those of a training set.
+
+    Voxels that are exactly 0 can be left out; then they stay 0, as air does in images that were
+    cut out of their surroundings. No contrast counts as a deviation of 1.
+    """
+
+    over: Literal["all", "nonzero"] = "all"
+    """The voxels that count and that change: all, or those that are not exactly 0."""
+    mean: float | None = None
+    """What becomes 0, in the volume's units; without it: the mean of the voxels that count."""
+    deviation: Annotated[float, Field(gt=0)] | None = None
+    """What becomes 1, in the volume's units; without it: their standard deviation."""
+
+    def forward(self, volume: Volume) -> Volume:
+        """Deviations from the mean."""
+        voxels = finite(volume.voxels)
+        inside = voxels != 0 if self.over == "nonzero" else np.ones(voxels.shape, np.bool_)
+        chosen = voxels[inside]
+        if not chosen.size:
+            return volume.with_voxels(voxels)
+        # In double precision: a sum over a whole volume in float32 loses its last digits.
+        mean = chosen.mean(dtype=np.float64) if self.mean is None else self.mean
+        own = chosen.std(dtype=np.float64) if self.deviation is None else self.deviation
+        scored = np.zeros_like(voxels)
+        scored[inside] = (chosen - np.float32(mean)) / np.float32(own if own > 0 else 1.0)
+        return volume.with_voxels(scored)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -7,7 +7,7 @@ holds it. Sizes are in millilitres and millimetres, so they mean the same on eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -44,6 +44,9 @@ class Threshold:
     labels: tuple[Label, ...] = ()
     """The label of each channel, 0: the channel is left out. Empty: channel 0 becomes label 1,
     channel 1 becomes label 2, and so on."""
+    precedence: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Channels by their number from 0, for regions that lie in one another: where several reach
+    their value, the one named first wins, however probable it is. Names every channel or none."""
 
     def apply(self, prediction: Volume) -> Volume:
         """Labels from probabilities (c, k, j, i)."""
@@ -52,6 +55,8 @@ class Threshold:
         values = self.value if isinstance(self.value, tuple) else (self.value,) * len(labels)
         _one_each("labels", len(labels), len(probability))
         _one_each("value", len(values), len(probability))
+        if self.precedence:
+            return prediction.with_voxels(self._ranked(probability, labels, values))
         best = np.full(probability.shape[1:], -1, np.float32)
         found = np.zeros(best.shape, np.uint8)
         for channel, label, value in zip(probability, labels, values, strict=True):
@@ -59,6 +64,20 @@ class Threshold:
             found[wins] = label
             best[wins] = channel[wins]
         return prediction.with_voxels(found)
+
+    def _ranked(
+        self, probability: NDArray[np.float32], labels: Sequence[int], values: Sequence[float]
+    ) -> Labels:
+        if sorted(self.precedence) != list(range(len(probability))):
+            raise InferenceError(
+                f"precedence names the channels {list(self.precedence)}, the network gives "
+                f"{len(probability)}; name each once"
+            )
+        found = np.zeros(probability.shape[1:], np.uint8)
+        for channel in reversed(self.precedence):
+            if labels[channel]:
+                found[probability[channel] >= values[channel]] = labels[channel]
+        return found
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -83,25 +102,38 @@ class LargestComponent:
 
     connectivity: Connectivity = 26
     """Neighbours that count as connected: 6 (faces), 18 (edges too) or 26 (corners too)."""
+    labels: tuple[Label, ...] = ()
+    """The labels that it is done to; empty: all of them."""
+    together: bool = False
+    """Whether these labels count as one, so that a part may consist of several."""
+    count: Annotated[int, Field(ge=1)] = 1
+    """How many of the largest parts stay."""
 
     def apply(self, prediction: Volume) -> Volume:
-        """Labels with one part each."""
+        """Labels with one part each, or with ``count``."""
 
         def largest(mask: Mask) -> Mask:
             parts, sizes = _components(mask, self.connectivity)
-            return np.asarray(parts == np.argmax(sizes))
+            # The sort is stable: of equal parts the first ones stay.
+            kept = np.argsort(-sizes, kind="stable")[: self.count]
+            return np.isin(parts, kept[sizes[kept] > 0])
 
-        return _changed(prediction, largest)
+        return _changed(prediction, largest, self.labels, together=self.together)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class RemoveSmall:
-    """Connected parts that are smaller than a volume vanish."""
+    """Connected parts that are smaller than a volume, or than a number of voxels, vanish."""
 
-    minimum_ml: Annotated[float, Field(ge=0)]
+    minimum_ml: Annotated[float, Field(ge=0)] = 0.0
     """The smallest volume that stays, millilitres."""
     connectivity: Connectivity = 26
     """Neighbours that count as connected: 6 (faces), 18 (edges too) or 26 (corners too)."""
+    minimum_voxels: Annotated[int, Field(ge=0)] = 0
+    """The smallest number of voxels of the source images that stays. It means another size on
+    every spacing: prefer millilitres."""
+    together: bool = False
+    """Whether all labels count as one, so that a part may consist of several."""
 
     def apply(self, prediction: Volume) -> Volume:
         """Labels without small parts."""
@@ -110,9 +142,10 @@ class RemoveSmall:
         def large(mask: Mask) -> Mask:
             parts, sizes = _components(mask, self.connectivity)
             # A part of exactly the minimum stays, whatever the product's last bit says.
-            return (sizes * voxel_ml >= self.minimum_ml * (1 - 1e-9))[parts] & mask
+            stays = sizes * voxel_ml >= self.minimum_ml * (1 - 1e-9)
+            return (stays & (sizes >= self.minimum_voxels))[parts] & mask
 
-        return _changed(prediction, large)
+        return _changed(prediction, large, together=self.together)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -121,18 +154,25 @@ class FillHoles:
 
     within: Literal["slice", "volume"] = "slice"
     """Enclosed within its slice, or on all sides in 3-D."""
+    connectivity: Connectivity = 6
+    """Neighbours through which the outside comes in: 6 (faces), 18 (edges too) or 26 (corners
+    too). With 26 a hole must be closed at its corners, too."""
+    labels: tuple[Label, ...] = ()
+    """The labels whose holes are filled; empty: all of them."""
+    over: bool = False
+    """Whether other labels inside become the label, too."""
 
     def apply(self, prediction: Volume) -> Volume:
         """Labels without holes."""
-        # Neighbours within a slice only, or faces in 3-D: then every slice fills by itself.
-        structure = ndimage.generate_binary_structure(3, 1)
+        # Neighbours within a slice only, or in 3-D: then every slice fills by itself.
+        structure = ndimage.generate_binary_structure(3, _RANK[self.connectivity])
         if self.within == "slice":
             structure[[0, 2]] = False
 
         def filled(mask: Mask) -> Mask:
             return ndimage.binary_fill_holes(mask, structure)
 
-        return _changed(prediction, filled)
+        return _changed(prediction, filled, self.labels, over=self.over)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -189,8 +229,17 @@ def _one_each(name: str, got: int, channels: int) -> None:
         )
 
 
-def _changed(prediction: Volume, change: Callable[[Mask], Mask]) -> Volume:
-    """Each label's mask in its box is changed; a label never takes another one's voxels."""
+def _changed(
+    prediction: Volume,
+    change: Callable[[Mask], Mask],
+    chosen: tuple[int, ...] = (),
+    *,
+    together: bool = False,
+    over: bool = False,
+) -> Volume:
+    """Each label's mask in its box is changed; only with ``over`` does a label take another one's
+    voxels. ``together``: the union of the labels is changed as one.
+    """
     voxels = prediction.voxels
     if voxels.ndim != 3 or voxels.dtype != np.uint8:
         raise InferenceError(
@@ -198,12 +247,19 @@ def _changed(prediction: Volume, change: Callable[[Mask], Mask]) -> Volume:
             f"Put threshold or argmax before it"
         )
     labels = voxels.copy()
+    if together:
+        union = np.isin(voxels, chosen) if chosen else voxels > 0
+        if union.any():
+            labels[union & ~change(union)] = 0
+        return prediction.with_voxels(labels)
     for label, box in _boxes(voxels):
+        if chosen and label not in chosen:
+            continue
         part = labels[box]
         own = part == label
         after = change(own)
         part[own & ~after] = 0
-        part[after & (part == 0)] = label
+        part[after & ((part == 0) | over)] = label
     return prediction.with_voxels(labels)
 
 

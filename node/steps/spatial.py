@@ -2,11 +2,13 @@
 
 A step only decides on a new grid; ``node.domain.sampling`` brings the voxels there, and the
 prediction back, by the two affines alone. So nothing needs to be remembered between ``forward``
-and ``backward``, and every step but ``resample`` is undone bit for bit where it kept the voxels.
+and ``backward``, and every step but ``resample`` and ``resize`` is undone bit for bit where it kept
+the voxels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 from typing import Annotated, Literal
 
@@ -26,7 +28,11 @@ Lengths = tuple[
 Millimetres = tuple[
     Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]
 ]
-Fill = float | Literal["minimum"]
+Counts = tuple[
+    Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
+]
+Sides = Literal["both", "end"]
+Fill = float | Literal["minimum", "edge"]
 Threshold = float | Literal["otsu"]
 
 _DIRECTIONS = {
@@ -87,7 +93,31 @@ class Orient(_OnGrid):
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Resample(_OnGrid):
+class Transpose(_OnGrid):
+    """Puts the axes in another order without turning any round.
+
+    For networks that see the first axis where others see the last one, whatever the patient's
+    orientation is.
+    """
+
+    order: tuple[Literal[0, 1, 2], Literal[0, 1, 2], Literal[0, 1, 2]]
+    """Which axes become slices, rows and columns: 0 the slices, 1 the rows, 2 the columns."""
+
+    def __post_init__(self) -> None:
+        """Refuse an order that leaves an axis out."""
+        if sorted(self.order) != [0, 1, 2]:
+            raise ValueError(f"order must name 0, 1 and 2 once each, not {list(self.order)}")
+
+    def forward(self, volume: Volume) -> Volume:
+        """The same voxels along other axes, float32."""
+        volume = volume.with_voxels(finite(volume.voxels))
+        k, j, i = (volume.grid.shape[axis] for axis in self.order)
+        columns = [*self.order, 3]
+        return resampled(volume, Grid((k, j, i), volume.affine[:, columns]))
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Resample:
     """Another spacing, and if wished another shape, about the centre of the image."""
 
     spacing: Millimetres
@@ -100,7 +130,14 @@ class Resample(_OnGrid):
     antialias: bool = False
     """Whether axes that become coarser are averaged instead of sampled."""
     value: Fill = 0.0
-    """What lies outside of the image, in the volume's units, or ``minimum``: the lowest there."""
+    """What lies outside of the image, in the volume's units; ``minimum``: the lowest there;
+    ``edge``: the outermost voxels go on."""
+    anchor: Literal["centre", "corner"] = "centre"
+    """What stays in its place: the centre of the image, with as many voxels as cover it, or the
+    centre of the first voxel, with as many as come nearest to the last (as MONAI does)."""
+    back: Literal[0, 1] = 1
+    """Interpolation on the way back: 0 nearest, for a network whose labels were measured so, or
+    1 linear."""
 
     def forward(self, volume: Volume) -> Volume:
         """The volume at the new spacing; voxels keep their patient coordinates exactly."""
@@ -109,15 +146,50 @@ class Resample(_OnGrid):
         grid = self._spaced(volume.grid)
         return resampled(volume, grid, self.order, value, smooth=self.antialias)
 
+    def backward(self, prediction: Volume, before: Grid) -> Volume:
+        """The prediction at the same patient coordinates; 0 where ``forward`` kept nothing."""
+        return resampled(prediction, before, self.back, value=0.0)
+
     def _spaced(self, grid: Grid) -> Grid:
         step, shape = np.eye(4), []
         for axis, (have, want) in enumerate(zip(grid.spacing, self.spacing, strict=True)):
             factor = want / have if want else 1.0
-            length = self.shape[axis] or _covering(grid.shape[axis], factor)
+            nearest = self.anchor == "corner"
+            count = _reaching if nearest else _covering
+            length = self.shape[axis] or count(grid.shape[axis], factor)
             step[axis, axis] = factor
-            step[axis, 3] = (grid.shape[axis] - 1) / 2 - factor * (length - 1) / 2
+            if not nearest:
+                step[axis, 3] = (grid.shape[axis] - 1) / 2 - factor * (length - 1) / 2
             shape.append(length)
         return _limited((shape[0], shape[1], shape[2]), grid.affine @ step)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Resize:
+    """Another number of voxels over the same part of the patient."""
+
+    shape: Lengths
+    """Number of slices, rows and columns [k, j, i]; 0 keeps the axis as it is."""
+    order: Order = 1
+    """Interpolation: 0 nearest, 1 linear, 3 cubic B-spline."""
+    back: Literal[0, 1] = 1
+    """Interpolation on the way back: 0 nearest, 1 linear."""
+
+    def forward(self, volume: Volume) -> Volume:
+        """The volume with so many voxels; its outer borders stay where they are."""
+        volume = volume.with_voxels(finite(volume.voxels))
+        step, shape = np.eye(4), []
+        for axis, (have, want) in enumerate(zip(volume.grid.shape, self.shape, strict=True)):
+            length = want or have
+            step[axis, axis] = have / length
+            step[axis, 3] = (have / length - 1) / 2
+            shape.append(length)
+        grid = _limited((shape[0], shape[1], shape[2]), volume.affine @ step)
+        return resampled(volume, grid, self.order, None)
+
+    def backward(self, prediction: Volume, before: Grid) -> Volume:
+        """The prediction with the number of voxels before, at the same patient coordinates."""
+        return resampled(prediction, before, self.back, None)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -131,7 +203,8 @@ class CropOrPad(_OnGrid):
     threshold: Threshold = "otsu"
     """Voxels above it are foreground, in the volume's units; ``otsu`` finds it per volume."""
     value: Fill = 0.0
-    """What is filled in, in the volume's units, or ``minimum``: the lowest there."""
+    """What is filled in, in the volume's units, or ``minimum``: the lowest there, or ``edge``: the
+    outermost voxels go on."""
 
     def forward(self, volume: Volume) -> Volume:
         """The volume cut and filled; a voxel kept is copied exactly."""
@@ -151,12 +224,13 @@ class CropOrPad(_OnGrid):
 class PadToMultiple(_OnGrid):
     """Fills evenly on both sides until every length is a multiple, for networks that halve it."""
 
-    multiple: tuple[
-        Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
-    ]
+    multiple: Counts
     """Slices, rows and columns [k, j, i] become a multiple of these; 1 keeps the axis as it is."""
     value: Fill = 0.0
-    """What is filled in, in the volume's units, or ``minimum``: the lowest there."""
+    """What is filled in, in the volume's units, or ``minimum``: the lowest there, or ``edge``: the
+    outermost voxels go on."""
+    sides: Sides = "both"
+    """Where: evenly on both sides, or all at the end."""
 
     def forward(self, volume: Volume) -> Volume:
         """The volume with its voxels exactly copied and filled voxels around them."""
@@ -164,10 +238,36 @@ class PadToMultiple(_OnGrid):
         lengths = [
             -(-n // step) * step for n, step in zip(volume.grid.shape, self.multiple, strict=True)
         ]
-        starts = [
-            -((length - n) // 2) for n, length in zip(volume.grid.shape, lengths, strict=True)
-        ]
-        return _cut(volume, starts, lengths, self.value)
+        return _cut(volume, _before(volume.grid.shape, lengths, self.sides), lengths, self.value)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Extent(_OnGrid):
+    """Cut where longer than one number of voxels, filled up where shorter than another.
+
+    Of an odd number of voxels that are filled in, the larger part lies at the end.
+    """
+
+    at_least: Lengths = (0, 0, 0)
+    """Slices, rows and columns [k, j, i] that there must be; 0: any number will do."""
+    at_most: Lengths = (0, 0, 0)
+    """Slices, rows and columns [k, j, i] that there may be; 0: any number."""
+    value: Fill = 0.0
+    """What is filled in, in the volume's units, or ``minimum``: the lowest there, or ``edge``: the
+    outermost voxels go on."""
+    sides: Sides = "both"
+    """Where it is filled in: evenly on both sides, or all at the end."""
+
+    def forward(self, volume: Volume) -> Volume:
+        """The volume with its middle kept; a voxel kept is copied exactly."""
+        volume = volume.with_voxels(finite(volume.voxels))
+        have = volume.grid.shape
+        cut = [min(n, most) if most else n for n, most in zip(have, self.at_most, strict=True)]
+        # The middle voxel is n // 2 before and after, however odd the lengths are.
+        starts = [n // 2 - length // 2 for n, length in zip(have, cut, strict=True)]
+        volume = _cut(volume, starts, cut, 0.0)
+        lengths = [max(n, least) for n, least in zip(cut, self.at_least, strict=True)]
+        return _cut(volume, _before(cut, lengths, self.sides), lengths, self.value)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -181,17 +281,29 @@ class CropForeground(_OnGrid):
     """Voxels above it are foreground, in the volume's units; ``otsu`` finds it per volume."""
     margin_mm: Annotated[float, Field(ge=0)] = 0.0
     """What stays around the box on every side, mm."""
+    margin: Lengths = (0, 0, 0)
+    """What stays around it besides: slices, rows and columns [k, j, i]."""
+    multiple: Counts = (1, 1, 1)
+    """The box grows until its slices, rows and columns are a multiple of these."""
+    beyond: bool = False
+    """Whether a margin may reach beyond the image; a multiple may in any case."""
+    value: Fill = 0.0
+    """What lies beyond the image, in the volume's units, or ``minimum``: the lowest there, or
+    ``edge``: the outermost voxels go on."""
 
     def forward(self, volume: Volume) -> Volume:
-        """The part of the volume in the box, exactly copied."""
+        """The part of the volume in the box, exactly copied, and what was filled in around it."""
         volume = volume.with_voxels(finite(volume.voxels))
         starts, lengths = [], []
-        box = _bounding_box(volume.voxels, self.threshold)
-        for (low, high), n, step in zip(box, volume.grid.shape, volume.spacing, strict=True):
-            margin = ceil(self.margin_mm / step)
-            starts.append(max(0, low - margin))
-            lengths.append(min(n, high + margin) - starts[-1])
-        return _cut(volume, starts, lengths, 0.0)
+        for axis, (low, high) in enumerate(_bounding_box(volume.voxels, self.threshold)):
+            margin = ceil(self.margin_mm / volume.spacing[axis]) + self.margin[axis]
+            low, high = low - margin, high + margin
+            if not self.beyond:
+                low, high = max(0, low), min(volume.grid.shape[axis], high)
+            length = -(-(high - low) // self.multiple[axis]) * self.multiple[axis]
+            starts.append(low - (length - (high - low)) // 2)
+            lengths.append(length)
+        return _cut(volume, starts, lengths, self.value)
 
 
 def _line(letter: str) -> int:
@@ -203,6 +315,18 @@ def _covering(length: int, factor: float) -> int:
     return max(1, ceil(length / factor - 1e-3))
 
 
+def _reaching(length: int, factor: float) -> int:
+    """New voxels from the first old one to the one nearest to the last."""
+    return round((length - 1) / factor + 1)
+
+
+def _before(have: Sequence[int], lengths: Sequence[int], sides: Sides) -> list[int]:
+    """Where a longer volume begins, so that the one there is lies in its middle or in front."""
+    if sides == "end":
+        return [0] * len(lengths)
+    return [-((length - n) // 2) for n, length in zip(have, lengths, strict=True)]
+
+
 def _limited(shape: tuple[int, int, int], affine: Affine) -> Grid:
     if shape[0] * shape[1] * shape[2] > _LARGEST:
         raise InferenceError(
@@ -212,7 +336,10 @@ def _limited(shape: tuple[int, int, int], affine: Affine) -> Grid:
     return Grid(shape, affine)
 
 
-def _fill(voxels: NDArray[np.float32], value: Fill) -> float:
+def _fill(voxels: NDArray[np.float32], value: Fill) -> float | None:
+    """The grey value that is filled in; None where the outermost voxels go on."""
+    if value == "edge":
+        return None
     return float(voxels.min()) if value == "minimum" else float(value)
 
 

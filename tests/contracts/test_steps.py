@@ -23,12 +23,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rescale": {"low": 0, "high": 1000, "onto": [-1, 1]},
     "percentile": {"foreground": "positive"},
     "zscore": {"foreground": 0.15, "clip": 5},
+    "standardise": {"over": "nonzero"},
     "cast": {"dtype": "int16"},
     "orient": {"axes": "LPS"},
     "resample": {"spacing": [0, 0.8, 1.3]},
     "crop_or_pad": {"shape": [0, 64, 18]},
     "pad_to_multiple": {"multiple": [1, 16, 16]},
     "crop_foreground": {"threshold": 100, "margin_mm": 2},
+    "transpose": {"order": [2, 1, 0]},
+    "resize": {"shape": [0, 24, 26]},
+    "extent": {"at_least": [18, 0, 0], "at_most": [0, 0, 38]},
+    "nnunet_crop": {},
+    "nnunet_normalise": {"schemes": ["zscore"]},
+    "nnunet_resample": {"spacing": [0, 0.8, 1.3]},
 }
 """Options of a typical use; a new step needs an entry here."""
 
@@ -40,11 +47,12 @@ MASK_OPTIONS: dict[str, dict[str, Any]] = {
     "fill_holes": {},
     "closing": {"radius_mm": 2},
     "opening": {"radius_mm": 2},
+    "regions": {"labels": [1, 2]},
 }
 
 SHAPE = (15, 20, 22)
 LARGE = (30, 36, 40)
-FROM_PROBABILITIES = {"threshold", "argmax"}
+FROM_PROBABILITIES = {"threshold", "argmax", "regions"}
 
 
 @pytest.fixture(params=sorted(STEPS))

@@ -191,3 +191,26 @@ def test_nearest_axes_are_those_before_a_tilt(
 
 def test_axis_half_way_between_two_has_one_answer() -> None:
     assert sorted(nearest_axes(affine(angles=(45, 45, 45)))) == [0, 1, 2]
+
+
+@settings(max_examples=20, deadline=None)
+@given(place=affines(), other=affines(), order=st.sampled_from([0, 1]))
+def test_outermost_voxels_go_on_without_end_where_no_value_is_given(
+    place: NDArray[np.float64], other: NDArray[np.float64], order: Order
+) -> None:
+    volume = noise((4, 5, 6), place)
+    grid = Grid((5, 6, 7), other)
+    ours = resampled(volume, grid, order, None).voxels
+    theirs = reference(volume, grid, order)
+    # A nearest voxel may be another one where two are equally near.
+    agreeing = np.isclose(ours, theirs, atol=0.5)
+    assert agreeing.mean() > (0.97 if order == 0 else 0.999)
+
+
+def test_edge_goes_on_along_shared_axes_and_past_whole_voxels() -> None:
+    volume = noise((2, 3, 4), affine((1, 1, 1)))
+    shifted = volume.affine.copy()
+    shifted[:3, 3] += volume.affine[:3, :3] @ (0, -2, 3)
+    ours = resampled(volume, Grid((2, 3, 4), shifted), value=None).voxels
+    padded = np.pad(volume.voxels, ((0, 0), (2, 0), (0, 3)), mode="edge")
+    assert np.array_equal(ours, padded[:, :3, 3:])

@@ -99,3 +99,9 @@ sha256 = "{digest}"
 """
     (folder / "engine.toml").write_text(head + "".join(parts or PARTS), encoding="utf-8")
     return folder
+
+
+def member(path: Path) -> str:
+    """The ``[[member]]`` table of a further network."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f'\n[[member]]\nmodel = "{path.name}"\nsha256 = "{digest}"\n'

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from node.conformance import check
 from node.dicom.source import Source
 from node.domain.errors import EncodingError
-from node.domain.finding import Assessment, Concept, Finding
+from node.domain.finding import Assessment, Concept, Finding, Region
 from node.domain.job import derived_uid
 from node.outputs.seg import Seg
 from node.testing.series import AXIAL, CORONAL, SAGITTAL, SeriesSpec
@@ -110,7 +110,8 @@ def test_every_volume_comes_back_from_its_segmentation(
     spec, found = case
     images = source(spec, found.shape[1:])
     findings = tuple(
-        replace(finding(number), mask=mask, outline=None) for number, mask in enumerate(found, 1)
+        replace(finding(number), region=Region.of(mask), outline=None)
+        for number, mask in enumerate(found, 1)
     )
     dataset = encoded(replace(assessment(), findings=findings), images)
     np.testing.assert_array_equal(masks(dataset, images), found)
@@ -243,7 +244,7 @@ def test_more_findings_than_a_byte_counts_are_told_apart() -> None:
     for number in range(257):
         mask = np.zeros(SHAPE, bool)
         mask[number // 60, number % 20, (number // 20) % 3] = True
-        findings.append(replace(finding(number + 1), mask=mask, outline=None))
+        findings.append(replace(finding(number + 1), region=Region.of(mask), outline=None))
     images = source()
     read = masks(encoded(replace(assessment(), findings=tuple(findings)), images), images)
     assert all((read[n] == findings[n].mask).all() for n in range(257))
@@ -279,7 +280,7 @@ def test_pixels_are_padded_with_zeros() -> None:
     shape = (2, 3, 7)
     mask = np.zeros(shape, bool)
     mask[0] = True
-    small = replace(finding(), mask=mask, outline=None)
+    small = replace(finding(), region=Region.of(mask), outline=None)
     dataset = encoded(replace(assessment(), findings=(small,)), source(shape=shape))
     # 21 bits are three bytes, and a value has an even length.
     assert dataset.PixelData == b"\xff\xff\x1f\x00"
@@ -292,13 +293,13 @@ def test_a_missing_slice_thickness_is_no_obstacle() -> None:
 
 
 def test_masks_on_another_grid_are_refused() -> None:
-    wrong = replace(finding(), mask=np.ones((6, 20, 25), bool))
+    wrong = replace(finding(), region=Region.of(np.ones((6, 20, 25), bool)))
     with pytest.raises(EncodingError, match=r"shape \(6, 20, 25\).*source grid"):
         Seg().encode(replace(assessment(), findings=(wrong,)), source(), ())
 
 
 def test_a_finding_without_voxels_is_refused() -> None:
-    empty = replace(finding(), mask=np.zeros(SHAPE, bool))
+    empty = replace(finding(), region=Region.of(np.zeros(SHAPE, bool)))
     with pytest.raises(EncodingError, match="finding 2 has no voxel"):
         Seg().encode(replace(assessment(), findings=(finding(), empty)), source(), ())
 

@@ -11,7 +11,15 @@ from pydantic import ValidationError
 
 from node.domain.errors import InferenceError
 from node.domain.volume import Volume
-from node.steps.intensity import Cast, Clip, GreyWindow, Percentile, Rescale, ZScore
+from node.steps.intensity import (
+    Cast,
+    Clip,
+    GreyWindow,
+    Percentile,
+    Rescale,
+    Standardise,
+    ZScore,
+)
 from tests.steps.volumes import affine, noise
 
 
@@ -144,3 +152,33 @@ def test_the_training_normalisation_of_the_brain_engine_can_be_expressed_exactly
     voxels = np.random.default_rng(1).gamma(1.2, 90, (8, 32, 32))
     after = ZScore(foreground=0.15, clip=5).forward(Volume(voxels, affine()))
     assert np.array_equal(after.voxels, reference(voxels))
+
+
+def test_percentiles_may_become_other_values_and_the_line_may_go_on() -> None:
+    volume = line(0, 10, 20, 30, 40)
+    assert values(Percentile(0, 100, onto=(-1, 1)).forward(volume)) == [-1, -0.5, 0, 0.5, 1]
+    assert values(Percentile(25, 75).forward(volume)) == [0, 0, 0.5, 1, 1]
+    assert values(Percentile(25, 75, clip=False).forward(volume)) == [-0.5, 0, 0.5, 1, 1.5]
+    assert values(Percentile(onto=(-1, 1), clip=False).forward(line(7, 7))) == [-1, -1]
+
+
+def test_zeros_stay_zeros_where_they_do_not_count() -> None:
+    after = Standardise(over="nonzero").forward(line(0, 2, 0, 4, 6))
+    assert after.voxels.ravel()[[0, 2]].tolist() == [0, 0]
+    deviation = np.std([2, 4, 6])
+    assert after.voxels.ravel()[[1, 3, 4]] == pytest.approx([-2 / deviation, 0, 2 / deviation])
+    assert values(Standardise(over="nonzero").forward(line(0, 0))) == [0, 0]
+
+
+def test_mean_and_deviation_of_a_training_set_are_taken() -> None:
+    assert values(Standardise(mean=10, deviation=5).forward(line(0, 10, 20))) == [-2, 0, 2]
+    assert values(Standardise(mean=10).forward(line(3, 3))) == [-7, -7]
+    assert values(Standardise().forward(line(3, 3))) == [0, 0]
+
+
+def test_sum_over_a_large_volume_keeps_its_digits() -> None:
+    rng = np.random.default_rng(0)
+    voxels = (rng.normal(0, 1, (40, 200, 200)) + 4096).astype(np.float32)
+    after = Standardise().forward(Volume(voxels, affine()))
+    assert abs(float(after.voxels.mean(dtype=np.float64))) < 1e-4
+    assert float(after.voxels.std(dtype=np.float64)) == pytest.approx(1, abs=1e-4)

@@ -195,3 +195,73 @@ def test_removal_agrees_with_a_flood_fill_written_plainly(
             expected[tuple(start)] = 0
     step = RemoveSmall(least / 1000, connectivity)  # type: ignore[arg-type]
     assert np.array_equal(step.apply(Volume(voxels, MM)).voxels, expected)
+
+
+def sheet(*rows: str) -> Volume:
+    """Labels of one slice, one text per row; a space is background."""
+    table = [[int(letter) if letter.strip() else 0 for letter in row] for row in rows]
+    return Volume(np.array([table], np.uint8), MM)
+
+
+def shown(volume: Volume) -> list[str]:
+    return ["".join(str(v) if v else " " for v in row) for row in volume.voxels[0]]
+
+
+def test_region_named_first_wins_however_probable_the_others_are() -> None:
+    soft = channels([0.9, 0.9, 0.9, 0.1], [0.6, 0.4, 0.6, 0.6], [0.7, 0.1, 0.4, 0.4])
+    step = Threshold(0.5, labels=(1, 2, 4), precedence=(2, 1, 0))
+    assert step.apply(soft).voxels.ravel().tolist() == [4, 1, 2, 2]
+    without = Threshold(0.5, labels=(1, 0, 4), precedence=(1, 2, 0))
+    assert without.apply(soft).voxels.ravel().tolist() == [4, 1, 1, 0]
+
+
+def test_precedence_names_every_channel() -> None:
+    with pytest.raises(InferenceError, match="name each once"):
+        Threshold(precedence=(0, 0)).apply(channels([1.0], [1.0]))
+
+
+BLOTS = sheet(
+    "11  22 1",
+    "11  22  ",
+    "1  2   2",
+)
+
+
+@pytest.mark.parametrize(
+    ("step", "rows"),
+    [
+        (LargestComponent(), ["11  22  ", "11  22  ", "1  2    "]),
+        (LargestComponent(6, labels=(2,)), ["11  22 1", "11  22  ", "1       "]),
+        (LargestComponent(6, count=2), ["11  22 1", "11  22  ", "1  2    "]),
+        (LargestComponent(6, together=True), ["11      ", "11      ", "1       "]),
+        (RemoveSmall(minimum_voxels=2), ["11  22  ", "11  22  ", "1  2    "]),
+        (RemoveSmall(minimum_voxels=4, connectivity=6), ["11  22  ", "11  22  ", "1       "]),
+        (RemoveSmall(minimum_voxels=5, together=True), ["11  22  ", "11  22  ", "1  2    "]),
+    ],
+)
+def test_parts_stay_by_their_size(step: LargestComponent | RemoveSmall, rows: list[str]) -> None:
+    assert shown(step.apply(BLOTS)) == rows
+
+
+def test_labels_count_as_one_where_they_are_told_to() -> None:
+    volume = sheet("112 1", "2   2")
+    assert shown(LargestComponent(6, together=True).apply(volume)) == ["112  ", "2    "]
+    assert shown(LargestComponent(6, labels=(1,), together=True).apply(volume)) == [
+        "112  ",
+        "2   2",
+    ]
+    empty = sheet("   ", "   ")
+    assert shown(LargestComponent(together=True).apply(empty)) == ["   ", "   "]
+
+
+def test_hole_is_closed_as_far_as_neighbours_reach() -> None:
+    corner = sheet(" 11 ", "1  1", " 1 1", "  1 ")
+    assert shown(FillHoles().apply(corner)) == [" 11 ", "1111", " 111", "  1 "]
+    assert shown(FillHoles(connectivity=26).apply(corner)) == shown(corner)
+
+
+def test_other_labels_inside_of_a_hole_stay_or_go() -> None:
+    nested = sheet("1111", "12 1", "1111")
+    assert shown(FillHoles().apply(nested)) == ["1111", "1211", "1111"]
+    assert shown(FillHoles(over=True).apply(nested)) == ["1111", "1111", "1111"]
+    assert shown(FillHoles(labels=(2,)).apply(nested)) == shown(nested)

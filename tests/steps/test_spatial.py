@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations, product
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,7 +17,16 @@ from node.domain.errors import InferenceError
 from node.domain.sampling import Order
 from node.domain.volume import Affine, Grid, Volume
 from node.steps import Step
-from node.steps.spatial import CropForeground, CropOrPad, Orient, PadToMultiple, Resample
+from node.steps.spatial import (
+    CropForeground,
+    CropOrPad,
+    Extent,
+    Orient,
+    PadToMultiple,
+    Resample,
+    Resize,
+    Transpose,
+)
 from tests.steps.volumes import affine, affines, blob, dice, noise, patient
 
 ORIENTATIONS = [
@@ -288,3 +298,113 @@ def test_steps_in_a_row_come_back_in_reverse() -> None:
 def test_options_that_make_no_sense_are_refused(make: type[object]) -> None:
     with pytest.raises(ValidationError):
         make()
+
+
+def axial(*shape: int, spacing: tuple[float, float, float] = (2.0, 1.0, 0.5)) -> Volume:
+    return noise(shape, affine(spacing))
+
+
+@pytest.mark.parametrize("order", list(permutations((0, 1, 2))))
+def test_transposed_voxels_keep_their_places(order: tuple[int, int, int]) -> None:
+    volume = axial(3, 4, 5)
+    after = Transpose(order).forward(volume)  # type: ignore[arg-type]
+    assert np.array_equal(after.voxels, volume.voxels.transpose(order))
+    for axis, old in enumerate(order):
+        assert np.array_equal(after.affine[:, axis], volume.affine[:, old])
+    back = Transpose(order).backward(after, volume.grid)  # type: ignore[arg-type]
+    assert np.array_equal(back.voxels, volume.voxels)
+
+
+def test_order_that_leaves_an_axis_out_is_refused() -> None:
+    with pytest.raises(ValidationError, match="once each"):
+        Transpose((0, 0, 1))
+
+
+def test_first_voxel_stays_where_it_is_at_another_spacing() -> None:
+    volume = axial(9, 10, 21)
+    after = Resample((3.0, 0, 0.75), anchor="corner").forward(volume)
+    assert np.allclose(after.affine[:3, 3], volume.affine[:3, 3])
+    # 16 mm hold 5.33 steps of 3 mm and 10 mm hold 13.33 of 0.75 mm: the last one is the nearest.
+    assert after.grid.shape == (6, 10, 14)
+    assert np.allclose(after.spacing, (3.0, 1.0, 0.75))
+
+
+def test_edge_goes_on_where_the_new_grid_reaches_beyond() -> None:
+    volume = axial(2, 2, 4, spacing=(1.0, 1.0, 1.0))
+    after = Resample((0, 0, 1.9), anchor="corner", value="edge").forward(volume)
+    assert after.grid.shape == (2, 2, 3)
+    assert np.allclose(after.voxels[..., 2], volume.voxels[..., 3])
+    other = Resample((0, 0, 1.9), anchor="corner", value=-7).forward(volume)
+    assert (other.voxels[..., 2] == -7).all()
+
+
+def test_way_back_may_take_the_nearest_voxel() -> None:
+    volume = axial(3, 3, 12, spacing=(1.0, 1.0, 1.0))
+    step = Resample((0, 0, 2.5), back=0)
+    after = step.forward(volume)
+    labels = after.with_voxels(np.round(after.voxels)[None])
+    assert np.isin(step.backward(labels, volume.grid).voxels, labels.voxels).all()
+    soft = Resample((0, 0, 2.5)).backward(labels, volume.grid)
+    assert not np.isin(soft.voxels, labels.voxels).all()
+
+
+def test_resized_volume_keeps_its_outer_borders() -> None:
+    volume = axial(4, 6, 8)
+    after = Resize((0, 3, 16)).forward(volume)
+    assert after.grid.shape == (4, 3, 16)
+    for corner in ((-0.5, -0.5, -0.5), (3.5, 5.5, 7.5)):
+        scaled = [(c + 0.5) * new / old - 0.5 for c, new, old in zip(
+            corner, after.grid.shape, volume.grid.shape, strict=True
+        )]  # fmt: skip
+        there = patient(after.affine, np.array(scaled))
+        assert np.allclose(there, patient(volume.affine, np.array(corner)))
+    ramp = volume.with_voxels(np.broadcast_to(np.arange(8, dtype=np.float32), (4, 6, 8)))
+    halves = Resize((0, 0, 4)).forward(ramp)
+    assert np.allclose(halves.voxels[0, 0], [0.5, 2.5, 4.5, 6.5])
+    assert np.allclose(
+        Resize((0, 0, 4)).backward(halves, volume.grid).voxels[..., 1:7], ramp.voxels[..., 1:7]
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "shape", "first"),
+    [
+        (Extent(at_least=(8, 0, 0)), (8, 6, 7), (-1, 0, 0)),
+        (Extent(at_least=(8, 0, 0), sides="end"), (8, 6, 7), (0, 0, 0)),
+        (Extent(at_most=(2, 3, 4)), (2, 3, 4), (1, 2, 1)),
+        (Extent(at_least=(9, 9, 4), at_most=(9, 4, 4)), (9, 9, 4), (-2, -1, 1)),
+        (Extent(at_least=(3, 3, 3)), (5, 6, 7), (0, 0, 0)),
+    ],
+)
+def test_extent_keeps_the_middle(
+    step: Extent, shape: tuple[int, ...], first: tuple[int, int, int]
+) -> None:
+    volume = axial(5, 6, 7)
+    after = step.forward(volume)
+    assert after.grid.shape == shape
+    assert np.allclose(patient(volume.affine, np.array(first)), after.affine[:3, 3])
+    kept = np.isin(after.voxels, volume.voxels)
+    assert (after.voxels[~kept] == 0).all()
+
+
+@pytest.mark.parametrize("sides", ["both", "end"])
+def test_padding_may_repeat_the_outermost_voxels(sides: Literal["both", "end"]) -> None:
+    volume = axial(3, 4, 5)
+    step = PadToMultiple((4, 1, 4), value="edge", sides=sides)
+    width = {"both": ((0, 1), (0, 0), (1, 2)), "end": ((0, 1), (0, 0), (0, 3))}[sides]
+    assert np.array_equal(step.forward(volume).voxels, np.pad(volume.voxels, width, mode="edge"))
+    assert np.array_equal(there_and_back(step, volume).voxels[0], volume.voxels)
+
+
+def test_box_around_the_foreground_grows_by_voxels_and_to_multiples() -> None:
+    voxels = np.zeros((6, 8, 10), np.float32)
+    voxels[2:4, 0:3, 4:5] = 5
+    volume = Volume(voxels, affine())
+    plain = CropForeground(0.0, margin=(1, 1, 2)).forward(volume)
+    assert plain.grid.shape == (4, 4, 5)
+    beyond = CropForeground(0.0, margin=(1, 1, 2), beyond=True, value=-1).forward(volume)
+    assert beyond.grid.shape == (4, 5, 5)
+    assert (beyond.voxels[:, 0] == -1).all()
+    divided = CropForeground(0.0, margin=(1, 1, 2), multiple=(3, 4, 4)).forward(volume)
+    assert divided.grid.shape == (6, 4, 8)
+    assert np.allclose(divided.affine[:3, 3], patient(volume.affine, np.array([0, 0, 1])))
