@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from node.anatomy import colour, meaning
 from node.bundle import file_digest
 from node.domain.errors import ImportRefused
 from node.domain.tensor import TensorSpec
@@ -32,7 +33,10 @@ _MODALITIES = {
 _SEQUENCES = re.compile(r"^(flair|t1c?|t2|adc|dwi|swi|art|ven|portal|delayed)", re.IGNORECASE)
 _ABNORMAL = {"value": "49755003", "scheme": "SCT", "meaning": "Morphologically Abnormal Structure"}
 _LESION = {"value": "52988006", "scheme": "SCT", "meaning": "Lesion"}
-_COLOURS = ((65.0, 60.0, 40.0), (70.0, -50.0, 45.0), (55.0, 20.0, -60.0), (85.0, -5.0, 75.0))
+_STACK = (
+    "{count} channels: neighbouring slices? For other series, or one slice several times, write "
+    'mode = "slice" and a role for each channel'
+)
 _MOST_LABELS = 255
 _BATCH = {2: 4, 3: 1}
 """Blocks in one call, for slices and for volumes, where the network takes any number."""
@@ -268,7 +272,7 @@ class _Draft:
         if found.planar:
             seen = "blocks of a slice" if max(found.lengths) > 0 else "slices of any size"
             if self._stack:
-                return "stack", f"{self._stack} channels: neighbouring slices, or other series?"
+                return "stack", _STACK.format(count=self._stack)
             return "slice", f"it takes {seen}, one at a time"
         if max(found.lengths) > 0:
             return "patch", "it takes blocks of a fixed length; they slide over the volume"
@@ -300,14 +304,22 @@ class _Draft:
         names = [word[:64] for word in self._listed("labels", "classes", "names")][-count:]
         stated = len(set(names)) == len(names) == count
         for label in range(1, count + 1):
-            name: Any = Guess(f"Finding {label}", "what does this class mean?")
-            yield Block("finding", {
-                "label": label,
-                "name": names[label - 1] if stated else name,
-                "category": Guess(_ABNORMAL, "CID 7150"),
-                "type": Guess(_LESION, "the code of what it finds"),
-                "colour": list(_COLOURS[(label - 1) % len(_COLOURS)]),
-            }, many=True)  # fmt: skip
+            named = names[label - 1] if stated else ""
+            yield Block("finding", {"label": label, **self._meant(label, named)}, many=True)
+
+    def _meant(self, label: int, name: str) -> dict[str, Any]:
+        """The name, codes and colour of a finding; without a name all of it is a guess."""
+        if not name:
+            guess = Guess(f"Finding {label}", "what does this class mean?")
+            lesion = Guess(_LESION, "the code of what it finds")
+            codes: dict[str, Any] = {"category": Guess(_ABNORMAL, "CID 7150"), "type": lesion}
+            return {"name": guess, **codes, "colour": colour(label)}
+        known = meaning(name, f"{self.signature.notes.get('title', '')} {self.source.stem}")
+        rows: dict[str, Any] = dict(known.rows())
+        if known.doubt:
+            rows |= {key: Guess(rows[key], known.doubt) for key in ("category", "type")}
+        instances = "whole" if known.whole else "components"
+        return {"name": name, **rows, "colour": colour(label), "instances": instances}
 
     def _listed(self, *keys: str) -> list[str]:
         """Words that the metadata list: as JSON (a list or an object by number), or by commas."""

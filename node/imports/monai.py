@@ -7,6 +7,7 @@ that is dropped in silence would let a network see what it was never trained on.
 
 from __future__ import annotations
 
+import shlex
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ class Monai:
         weights, with the command that exports the network.
         """
         parcel = _rooted(opened(source))
-        imprint = Imprint(_metadata(parcel), _licence(parcel))
+        licence = _licence(parcel)
+        imprint = Imprint(_metadata(parcel), parcel.text(licence) if licence else "")
         workflow = _workflow(parcel)
         made = translate(workflow, imprint)
         model = _model(parcel)
@@ -71,10 +73,11 @@ class Monai:
             raise ImportRefused(_listed(source, reasons))
         files = _files(parcel, model)
         draft = _Draft(name, made, imprint, files)
+        terms = {"LICENSE": parcel.placed([licence])[licence]} if licence else {}
         return Proposal(
             name,
             tuple(draft.blocks()),
-            files,
+            {**files, **terms},
             texts={DRAFT: imprint.card()},
             notes=tuple(draft.notes()),
         )
@@ -107,8 +110,9 @@ def _metadata(parcel: Parcel) -> dict[str, Any]:
 
 
 def _licence(parcel: Parcel) -> str:
+    """The name of the file with the terms; empty where there is none."""
     names = ("LICENSE", "LICENSE.txt", "license.txt", "docs/license.txt", "docs/LICENSE")
-    return next((parcel.text(name) for name in names if name in parcel.files), "")
+    return next((name for name in names if name in parcel.files), "")
 
 
 def _workflow(parcel: Parcel) -> Workflow:
@@ -140,16 +144,18 @@ def _export(source: Path, parcel: Parcel, made: Translation) -> str:
     ]
     words = ", ".join(part for part in known if part)
     has = (
-        f"{', '.join(weights)}: weights, which cannot be read without executing them"
+        f"{', '.join(weights)} holds weights only, and reading them would execute them"
         if weights
-        else "no weights either (large_files.yml says where they are: fetch them first)"
+        else "there are no weights either (large_files.yml says where they are: fetch them first)"
     )
     folder = source if source.is_dir() else source.with_suffix("")
-    unpack = "" if source.is_dir() else f"unpack it ({source.name}), and "
+    unpacked = "" if source.is_dir() else f"unpack it ({source.name}), and "
+    command = shlex.join(
+        ("ai-node", "engine", "export", f"{folder}", "--out", f"{folder / _MODELS / 'model.onnx'}")
+    )
     return (
-        f"models: no network as ONNX, but {has}. {unpack}in an environment with torch and monai "
-        f"run: ai-node engine export {folder} --out {folder / _MODELS}/model.onnx  "
-        f"({words}), then add {folder}"
+        f"models: there is no network as ONNX; {has}. {unpacked}where torch and monai are (a "
+        f"throw-away environment will do) run: {command}  ({words}), then add {folder}"
     )
 
 

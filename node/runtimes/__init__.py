@@ -6,12 +6,19 @@ one line in ``RUNTIMES``. Heavy libraries are imported inside ``load``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from node.domain.tensor import Tensors as Tensors
 from node.domain.tensor import TensorSpec as TensorSpec
 from node.runtimes.onnx import Onnx
+from node.runtimes.openvino import OpenVino
+from node.runtimes.tensorrt import TensorRt
+from node.windows import Progress, Window
 
 
 class Session(Protocol):
@@ -27,11 +34,50 @@ class Session(Protocol):
         """Give back memory and devices; the session is unusable afterwards."""
 
 
+@runtime_checkable
+class Sweeper(Protocol):
+    """What a session may be besides: one that takes a volume's whole sliding window at once."""
+
+    def sweep(
+        self,
+        volumes: Mapping[str, NDArray[Any]],
+        window: Window,
+        output: str,
+        progress: Progress | None = None,
+    ) -> NDArray[np.float32]:
+        """What ``node.windows.predict`` gives with this session's ``infer``: (classes, k, j, i).
+
+        Raises InferenceError.
+        """
+
+
+@runtime_checkable
+class Named(Protocol):
+    """What a session may be besides: one that says precisely what computes."""
+
+    @property
+    def words(self) -> str:
+        """Library, version, precision and device, as they are written into results."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What a session may be besides: one that knows what memory it takes."""
+
+    @property
+    def used(self) -> Mapping[str, int]:
+        """Bytes by place: "device bytes", of these "scratch bytes" that all networks on the
+        device share, and "host bytes"."""
+
+
 class Runtime(Protocol):
     """Options of a runtime, and the way to a loaded network."""
 
     def load(self, model: Path) -> Session:
-        """Load a model file. Raises InferenceError with the reason and what to install."""
+        """Load a model file.
+
+        Raises RuntimeUnavailable, which names what is missing and what brings it; InferenceError.
+        """
 
 
-RUNTIMES: dict[str, type[Runtime]] = {"onnx": Onnx}
+RUNTIMES: dict[str, type[Runtime]] = {"onnx": Onnx, "openvino": OpenVino, "tensorrt": TensorRt}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from node.domain.errors import InferenceError
-from node.domain.tensor import Tensors, TensorSpec
+from node.domain.errors import InferenceError, RuntimeUnavailable
+from node.domain.tensor import Tensors, TensorSpec, refuse_other
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, NodeArg, SessionOptions
@@ -46,7 +46,8 @@ class Onnx:
     def load(self, model: Path) -> OnnxSession:
         """Load a model file, with external weights beside it.
 
-        Raises InferenceError when the file is absent or is no model that this version can run.
+        Raises RuntimeUnavailable without ONNX Runtime; InferenceError when the file is absent or
+        is no model that this version can run.
         """
         # It reports its use to its maker unless told not to before it is imported; what runs in a
         # hospital reports to nobody.
@@ -54,7 +55,9 @@ class Onnx:
         try:
             import onnxruntime
         except ImportError as error:
-            raise InferenceError(f"onnxruntime cannot be used ({error}): install it") from error
+            raise RuntimeUnavailable(
+                f"ONNX Runtime cannot be used ({error}); install it with: pip install onnxruntime"
+            ) from error
         if not model.is_file():
             raise InferenceError(f"there is no model file {model}")
         failures = _failures(onnxruntime)
@@ -67,7 +70,8 @@ class Onnx:
                 f"{model} is no ONNX model that onnxruntime {onnxruntime.__version__} can load: "
                 f"{_reason(error)}. Export it again, or check that the file is complete"
             ) from error
-        return OnnxSession(session, model.name, failures)
+        words = f"ONNX Runtime {onnxruntime.__version__} on the CPU"
+        return OnnxSession(session, model.name, failures, words)
 
     def _options(self, onnxruntime: ModuleType) -> SessionOptions:
         options = onnxruntime.SessionOptions()
@@ -90,13 +94,20 @@ class OnnxSession:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    words: str
+    """What computes, for the results."""
 
     def __init__(
-        self, session: InferenceSession, name: str, failures: tuple[type[Exception], ...]
+        self,
+        session: InferenceSession,
+        name: str,
+        failures: tuple[type[Exception], ...],
+        words: str,
     ) -> None:
         self._session: InferenceSession | None = session
         self._name = name
         self._failures = failures
+        self.words = words
         self.inputs = tuple(_spec(node, name) for node in session.get_inputs())
         self.outputs = tuple(_spec(node, name) for node in session.get_outputs())
 
@@ -108,7 +119,7 @@ class OnnxSession:
         """
         if self._session is None:
             raise InferenceError(f"{self._name} is closed; load it again")
-        self._check(feeds)
+        refuse_other(feeds, self.inputs, self._name)
         names = [spec.name for spec in self.outputs]
         try:
             arrays = self._session.run(names, dict(feeds))
@@ -119,20 +130,6 @@ class OnnxSession:
     def close(self) -> None:
         """Give back the memory; closing twice is no error."""
         self._session = None
-
-    def _check(self, feeds: Tensors) -> None:
-        wanted = {spec.name for spec in self.inputs}
-        if feeds.keys() != wanted:
-            raise InferenceError(
-                f"{self._name} takes the tensors {sorted(wanted)}, it was given {sorted(feeds)}"
-            )
-        for spec in self.inputs:
-            array = feeds[spec.name]
-            if not spec.admits(array):
-                raise InferenceError(
-                    f"{self._name} wants the tensor {spec}, it was given {array.dtype} "
-                    f"{array.shape}; correct steps or window in the engine's manifest"
-                )
 
 
 def _spec(node: NodeArg, model: str) -> TensorSpec:

@@ -170,10 +170,11 @@ class Resize:
 
     shape: Lengths
     """Number of slices, rows and columns [k, j, i]; 0 keeps the axis as it is."""
-    order: Order = 1
-    """Interpolation: 0 nearest, 1 linear, 3 cubic B-spline."""
-    back: Literal[0, 1] = 1
-    """Interpolation on the way back: 0 nearest, 1 linear."""
+    order: Order | Literal["area"] = 1
+    """Interpolation: 0 nearest, 1 linear, 3 cubic B-spline; ``area``: the mean of all old voxels
+    that a new one touches."""
+    back: Literal[0, 1, "area"] = 1
+    """Interpolation on the way back: 0 nearest, 1 linear, or ``area``."""
 
     def forward(self, volume: Volume) -> Volume:
         """The volume with so many voxels; its outer borders stay where they are."""
@@ -184,12 +185,13 @@ class Resize:
             step[axis, axis] = have / length
             step[axis, 3] = (have / length - 1) / 2
             shape.append(length)
-        grid = _limited((shape[0], shape[1], shape[2]), volume.affine @ step)
-        return resampled(volume, grid, self.order, None)
+        return _resized(
+            volume, _limited((shape[0], shape[1], shape[2]), volume.affine @ step), self.order
+        )
 
     def backward(self, prediction: Volume, before: Grid) -> Volume:
         """The prediction with the number of voxels before, at the same patient coordinates."""
-        return resampled(prediction, before, self.back, None)
+        return _resized(prediction, before, self.back)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -304,6 +306,27 @@ class CropForeground(_OnGrid):
             starts.append(low - (length - (high - low)) // 2)
             lengths.append(length)
         return _cut(volume, starts, lengths, self.value)
+
+
+def _resized(volume: Volume, grid: Grid, order: Order | Literal["area"]) -> Volume:
+    if order != "area":
+        return resampled(volume, grid, order, None)
+    # The place and the sources are those of any interpolation; only the voxels are others.
+    placed = resampled(volume, grid, 0, None)
+    voxels = volume.voxels.astype(np.float32, copy=False)
+    for axis, length in zip((-3, -2, -1), grid.shape, strict=True):
+        voxels = _averaged(voxels, axis, length)
+    return placed.with_voxels(voxels)
+
+
+def _averaged(voxels: Voxels, axis: int, length: int) -> Voxels:
+    """Along one axis the mean of every old voxel that a new one touches."""
+    have = voxels.shape[axis]
+    if have == length:
+        return voxels
+    spans = [(n * have // length, -(-(n + 1) * have // length)) for n in range(length)]
+    lines = np.moveaxis(voxels, axis, 0)
+    return np.moveaxis(np.stack([lines[a:b].mean(axis=0) for a, b in spans]), 0, axis)
 
 
 def _line(letter: str) -> int:

@@ -80,6 +80,7 @@ TRANSFORMS: dict[str, list[Table]] = {
     "divisible pad": [RAS, step("DivisiblePadd", k=[8, 1, 5], mode="edge")],
     "pad or crop": [RAS, step("ResizeWithPadOrCropd", spatial_size=[10, 21, 6])],
     "centre crop": [RAS, step("CenterSpatialCropd", roi_size=[8, 7, -1])],
+    "resize area": [RAS, step("Resized", spatial_size=[20, 9, -1])],
     "resize": [RAS, step("Resized", spatial_size=[20, 9, 6], mode="trilinear")],
 }  # fmt: skip
 """Transforms before the network, by what they show."""
@@ -124,7 +125,9 @@ CHAINS: dict[str, Table] = {
             RAS, SPACED, step("NormalizeIntensityd", nonzero=True),
             step("ScaleIntensityd", minv=-1.0, maxv=1.0),
         ],
-        "inferer": sliding(overlap=0.25, mode="gaussian", padding_mode="replicate"),
+        "inferer": sliding(
+            roi_size=[12, 19, 13], overlap=0.25, mode="gaussian", padding_mode="replicate"
+        ),
         "postprocessing": [SOFTMAX, ARGMAX, NEAREST],
     },
     "cropped, padded, cleaned": {
@@ -140,7 +143,7 @@ CHAINS: dict[str, Table] = {
     },
     "activated late": {
         "preprocessing": PREPARED,
-        "inferer": sliding(overlap=0.4),
+        "inferer": sliding(roi_size=[22, 10, 12], overlap=0.4),
         "postprocessing": [INVERT, SOFTMAX, ARGMAX],
     },
     "no orientation, painted": {
@@ -154,6 +157,21 @@ CHAINS: dict[str, Table] = {
                 "torch.where(x[[1]] > 0, 2, 0)))",
             ),
         ],
+    },
+    "resized": {
+        "preprocessing": [
+            RAS, step("Resized", spatial_size=[16, 10, 12], mode="trilinear"),
+            step("ScaleIntensityRangePercentilesd", lower=2, upper=98, b_min=0, b_max=1),
+        ],
+        "inferer": {"_target_": "SimpleInferer"},
+        "postprocessing": [SOFTMAX, INVERT, ARGMAX],
+    },
+    "resized by area": {
+        "preprocessing": [
+            RAS, step("Resized", spatial_size=[8, 20, 9]), step("ScaleIntensityd"),
+        ],
+        "inferer": {"_target_": "SimpleInferer"},
+        "postprocessing": [SOFTMAX, INVERT, ARGMAX],
     },
     "two series": {
         "preprocessing": [

@@ -306,7 +306,6 @@ BUNDLES = [
         refused=(
             "deepedit_transforms::0: scripts.transforms.OrientationGuidanceMultipleLabelDeepEditd",
             "deepedit_transforms::1: AddGuidanceFromPointsDeepEditd",
-            "deepedit_transforms::2: Resized",
             "deepedit_transforms::3: ResizeGuidanceMultipleLabelDeepEditd",
             "deepedit_transforms::4: AddGuidanceSignalDeepEditd",
         ),

@@ -202,6 +202,11 @@ def test_what_makes_probabilities_is_seen_in_the_graph_or_on_noise(  # noqa: PLR
     assert marked(proposal, "activation") is not (look_inside and last != "Identity")
 
 
+def test_logits_are_told_from_probabilities_though_quiet_noise_cannot(tmp_path: Path) -> None:
+    path = network(tmp_path / "n.onnx", [[0.02]], [0.5], "Identity", ANY)
+    assert tables(proposed(path, look_inside=False))["output"]["activation"] == "sigmoid"
+
+
 def test_what_the_file_says_of_itself_is_not_a_guess(tmp_path: Path) -> None:
     path = network(tmp_path / "n.onnx", [[1.0], [2.0], [3.0]], [0.0] * 3, "Softmax", ANY)
     content = onnx.load(path)
@@ -219,7 +224,11 @@ def test_what_the_file_says_of_itself_is_not_a_guess(tmp_path: Path) -> None:
     assert manifest["engine"]["title"] == "Kidneys"
     assert not marked(proposal, "licence")
     assert manifest["series"][0]["accepts"] == [{"fact": "Modality", "equals": "CT"}]
-    assert [one["name"] for one in manifest["finding"]] == ["Left kidney", "Right kidney"]
+    left, right = manifest["finding"]
+    assert (left["name"], right["name"]) == ("Left kidney", "Right kidney")
+    assert (left["type"]["meaning"], left["laterality"]["meaning"]) == ("Kidney", "Left")
+    assert left["instances"] == "whole"
+    assert not marked(proposal, "category")
     assert manifest["pre"][1] == {"kind": "resample", "spacing": [1.5, 1.0, 1.0]}
     assert manifest["pre"][2]["kind"] == "window"
 

@@ -127,6 +127,11 @@ def test_draft_of_a_card_is_no_card(tmp_path: Path) -> None:
     assert "CARD.md" not in proposal.texts
 
 
+def test_terms_of_the_bundle_go_with_the_package(tmp_path: Path) -> None:
+    package = write(proposed(exported(laid(tmp_path, SPLEEN), SPLEEN)), tmp_path / "engines")
+    assert (package.folder / "LICENSE").read_text() == "Apache License\nVersion 2.0"
+
+
 def packed(path: Path, source: Path, root: str = "") -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(source.rglob("*")):

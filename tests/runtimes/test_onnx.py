@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,41 +19,7 @@ from node.domain.tensor import TensorSpec
 from node.runtimes.onnx import Onnx
 from tests.engines.package import brighter_than
 from tests.places import ROOT
-
-FLOAT = TensorProto.FLOAT
-Shape = Sequence[int | str | None]
-
-
-def model(
-    path: Path,
-    nodes: list[onnx.NodeProto],
-    inputs: dict[str, tuple[int, Shape]],
-    outputs: dict[str, tuple[int, Shape]],
-) -> Path:
-    """A tiny network written to a file."""
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info(n, kind, shape) for n, (kind, shape) in inputs.items()],
-        [helper.make_tensor_value_info(n, kind, shape) for n, (kind, shape) in outputs.items()],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(made)
-    onnx.save(made, path)
-    return path
-
-
-def doubling(path: Path, shape: Shape = ("batch", 1, 4, 4), kind: int = FLOAT) -> Path:
-    """Adds its input to itself."""
-    nodes = [helper.make_node("Add", ["image", "image"], ["twice"])]
-    return model(path, nodes, {"image": (kind, shape)}, {"twice": (kind, shape)})
-
-
-def mismatching(path: Path) -> Path:
-    """A matrix product, which fails when the matrices do not fit."""
-    nodes = [helper.make_node("MatMul", ["a", "b"], ["out"])]
-    shape: tuple[int, Shape] = (FLOAT, [None, None])
-    return model(path, nodes, {"a": shape, "b": shape}, {"out": shape})
+from tests.runtimes.networks import FLOAT, Shape, doubling, mismatching, model
 
 
 def test_network_computes_with_any_batch(tmp_path: Path) -> None:

@@ -408,3 +408,14 @@ def test_box_around_the_foreground_grows_by_voxels_and_to_multiples() -> None:
     divided = CropForeground(0.0, margin=(1, 1, 2), multiple=(3, 4, 4)).forward(volume)
     assert divided.grid.shape == (6, 4, 8)
     assert np.allclose(divided.affine[:3, 3], patient(volume.affine, np.array([0, 0, 1])))
+
+
+def test_area_is_the_mean_of_what_a_voxel_touches() -> None:
+    volume = axial(1, 1, 5)
+    line = volume.with_voxels(np.array([[[0.0, 10, 20, 30, 40]]], np.float32))
+    assert Resize((0, 0, 2), order="area").forward(line).voxels.ravel().tolist() == [10, 30]
+    wide = Resize((0, 0, 10), order="area").forward(line).voxels.ravel()
+    assert wide.tolist() == [0, 0, 10, 10, 20, 20, 30, 30, 40, 40]
+    there = Resize((0, 0, 2), order="area", back="area")
+    back = there.backward(there.forward(line), line.grid).voxels.ravel()
+    assert back.tolist() == [10, 10, 20, 30, 30]
