@@ -34,7 +34,8 @@ def test_every_placement_covers_the_axis_and_overlaps_as_asked(
     assert found[-1] + block == max(length, block)
     assert list(found) == sorted(set(found))
     step = max(1, block * (1 - overlap))
-    assert all(b - a <= step + 0.5 for a, b in zip(found, found[1:], strict=False))
+    # Two neighbours may be rounded away from each other, half a voxel each.
+    assert all(b - a < step + 1 for a, b in zip(found, found[1:], strict=False))
 
 
 @settings(max_examples=200, deadline=None)

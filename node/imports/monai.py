@@ -17,13 +17,13 @@ from typing import Any
 from node.bundle import file_digest
 from node.domain.errors import ImportRefused
 from node.domain.tensor import TensorSpec
-from node.imprint import Imprint
-from node.parcel import Parcel, opened
+from node.monai.imprint import Imprint
+from node.monai.parcel import Parcel, opened
+from node.monai.translation import Translation, translate
+from node.monai.workflow import Workflow, read_table
 from node.proposal import Block, Guess, Proposal
 from node.signature import external_files
 from node.signature import read as read_signature
-from node.translation import Translation, translate
-from node.workflow import Workflow, read_table
 
 METADATA = "configs/metadata.json"
 CONFIGURATIONS = (

@@ -127,10 +127,11 @@ def test_a_network_that_halves_wants_a_multiple(tmp_path: Path) -> None:
     assert marked(proposal, "multiple")
 
 
-def test_channels_behind_the_rows_and_columns(tmp_path: Path) -> None:
-    path = sigmoid(tmp_path / "n.onnx", ("n", 24, 32, 1))
+@pytest.mark.parametrize("size", [[24, 32], [16, 16]], ids=["large", "as small as channels"])
+def test_channels_behind_the_rows_and_columns(tmp_path: Path, size: list[int]) -> None:
+    path = sigmoid(tmp_path / "n.onnx", ("n", *size, 1))
     window = tables(proposed(path))["window"]
-    assert (window["layout"], window["patch"]) == ("NHWC", [24, 32])
+    assert (window["layout"], window["patch"]) == ("NHWC", size)
 
 
 def test_several_inputs_are_several_series_called_like_their_tensors(tmp_path: Path) -> None:

@@ -25,15 +25,15 @@ from node.dicom.pixels import load
 from node.domain.volume import Volume
 from node.engine import Engine
 from node.imports.monai import Monai
-from node.imprint import Imprint
-from node.parcel import Parcel
+from node.monai.imprint import Imprint
+from node.monai.parcel import Parcel
+from node.monai.translation import Translation, translate
+from node.monai.workflow import Workflow
 from node.proposal import Guess
 from node.runtimes.onnx import Onnx
 from node.steps import MASKS, STEPS
 from node.steps.spatial import Orient
 from node.testing.series import received
-from node.translation import Translation, translate
-from node.workflow import Workflow
 from tests.imports.acquired import SERIES, saved
 from tests.imports.chains import (
     ARGMAX,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from node.expression import evaluate
-from node.transforms import PREPARATIONS, CannotTranslate, Options, Row, plain, turned_by
-from node.workflow import Component, Unknown
+from node.monai.expression import evaluate
+from node.monai.transforms import PREPARATIONS, CannotTranslate, Options, Row, plain, turned_by
+from node.monai.workflow import Component, Unknown
 
 
 def rows(name: str, several: bool = False, index: int = 0, **options: Any) -> list[Row]:

@@ -11,11 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.finishing import AFTERWARDS, CONCLUSIONS, Channel, Finish, first_step, found_channels
-from node.imprint import Imprint
-from node.inferer import INFERERS, View
-from node.proposal import Guess
-from node.transforms import (
+from node.monai.finishing import (
+    AFTERWARDS,
+    CONCLUSIONS,
+    Channel,
+    Finish,
+    first_step,
+    found_channels,
+)
+from node.monai.imprint import Imprint
+from node.monai.inferer import INFERERS, View
+from node.monai.transforms import (
     AXIS_BOUND,
     NEEDLESS,
     PREPARATIONS,
@@ -25,7 +31,8 @@ from node.transforms import (
     plain,
     turned_by,
 )
-from node.workflow import Component, Unknown, Workflow
+from node.monai.workflow import Component, Unknown, Workflow
+from node.proposal import Guess
 
 _PREPARED = ("preprocessing", "evaluator::val_data_loader::dataset::transform")
 _FINISHED = ("postprocessing", "evaluator::postprocessing")

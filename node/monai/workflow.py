@@ -1,9 +1,9 @@
 """A MONAI bundle's configuration, resolved as far as that needs no code of anybody's.
 
 MONAI builds Python objects of such a file and runs its expressions. Here a component stays a name
-with options, a reference is followed, and of expressions only those of ``node.expression`` are
-read. Values are resolved when they are asked for: what the network's input does not depend on
-(lists of files, training, the saving of results) is never looked at.
+with options, a reference is followed, and of expressions only those of ``expression`` are read.
+Values are resolved when they are asked for: what the network's input does not depend on (lists of
+files, training, the saving of results) is never looked at.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from node.domain.errors import ImportRefused
-from node.expression import NotUnderstood, evaluate
-from node.parcel import Parcel
+from node.monai.expression import NotUnderstood, evaluate
+from node.monai.parcel import Parcel
 
 MOST_VALUES = 100_000
 """Values that are resolved of one bundle: more than any has, and an end to circles."""

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.expression import Formula, above
+from node.monai.expression import Formula, above
+from node.monai.workflow import Component, Unknown
 from node.proposal import Guess
-from node.workflow import Component, Unknown
 
 Row = dict[str, Any]
 """A ``[[pre]]`` or ``[[post]]`` table: its kind, then its options."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.expression import (
+from node.monai.expression import (
     LARGEST,
     Formula,
     NotUnderstood,

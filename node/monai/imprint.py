@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from node.anatomy import colour, meaning
-from node.finishing import Channel
+from node.monai.finishing import Channel
 from node.proposal import Block, Guess
 
 _LONGEST = 64

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from node.expression import evaluate
-from node.finishing import CONCLUSIONS, Channel, Finish, first_step, found_channels
-from node.transforms import CannotTranslate, Options
-from node.workflow import Component
+from node.monai.expression import evaluate
+from node.monai.finishing import CONCLUSIONS, Channel, Finish, first_step, found_channels
+from node.monai.transforms import CannotTranslate, Options
+from node.monai.workflow import Component
 
 SOFTMAX = ("Activations", {"softmax": True})
 SIGMOID = ("Activations", {"sigmoid": True})

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from node.inferer import INFERERS, View
+from node.monai.inferer import INFERERS, View
+from node.monai.transforms import CannotTranslate, Options
+from node.monai.workflow import Component
 from node.sight import Window
-from node.transforms import CannotTranslate, Options
-from node.workflow import Component
 
 
 def view(name: str, **options: Any) -> View:

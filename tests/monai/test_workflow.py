@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from node.domain.errors import ImportRefused
-from node.expression import Formula
-from node.parcel import Parcel, opened
-from node.workflow import Component, Unknown, Workflow, read_table
+from node.monai.expression import Formula
+from node.monai.parcel import Parcel, opened
+from node.monai.workflow import Component, Unknown, Workflow, read_table
 
 NOWHERE = Parcel(Path("nowhere"), frozenset())
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from node import parcel
 from node.domain.errors import ImportRefused
-from node.parcel import opened
+from node.monai import parcel
+from node.monai.parcel import opened
 
 
 def zipped(path: Path, name: str, content: bytes = b"{}", mode: int = 0) -> Path:

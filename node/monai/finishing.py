@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from node.expression import Formula, drops_first, painted
+from node.monai.expression import Formula, drops_first, painted
+from node.monai.transforms import NEEDLESS, CannotTranslate, Options, Row
 from node.proposal import Guess
-from node.transforms import NEEDLESS, CannotTranslate, Options, Row
 
 _HOPS = {1: 6, 2: 18, 3: 26}
 """MONAI counts neighbours by the steps along axes that lead to them."""

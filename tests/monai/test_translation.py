@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from node.imprint import Imprint
-from node.parcel import Parcel
+from node.monai.imprint import Imprint
+from node.monai.parcel import Parcel
+from node.monai.translation import Translation, translate
+from node.monai.workflow import Workflow
 from node.proposal import Guess
-from node.translation import Translation, translate
-from node.workflow import Workflow
 from tests.imports.chains import ARGMAX, INVERT, RAS, SOFTMAX, SPACED, sliding, step
 
 NET = {"_target_": "UNet", "in_channels": 1, "out_channels": 2}

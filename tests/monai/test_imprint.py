@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from node.finishing import Channel
-from node.imprint import Imprint
+from node.monai.finishing import Channel
+from node.monai.imprint import Imprint
 from node.proposal import Guess, Proposal
 
 METADATA: dict[str, Any] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from node.transforms import CannotTranslate, Options, Row
+from node.monai.transforms import CannotTranslate, Options, Row
 
 _LEAST = 0.001
 """The least weight that MONAI gives a voxel of a block whose peak weighs 1."""

@@ -1,0 +1,78 @@
+"""What the networks on one device share in a process: context, stream, runtime, scratch memory.
+
+The primary context of a device exists once in a process and is current in one thread, so this too
+exists once: ``enter`` opens the device for the first network, ``leave`` after the last gives it
+back.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from node.domain.errors import NodeError
+from node.gpu.device import Device, open_device
+from node.gpu.libraries import Library
+from node.gpu.plan import Plan, Scratch
+
+
+class Workplace:
+    """A device at work. Belongs to the thread that entered it first."""
+
+    def __init__(self, library: Library, device: Device) -> None:
+        self.library = library
+        self.device = device
+        self.scratch = Scratch(device)
+        self.networks = 0
+        """How many hold it."""
+        with library.calls("starting the runtime"):
+            self._runtime: Any = library.api.Runtime(library.logger)
+
+    def plan(self, content: bytes) -> Plan:
+        """Load a plan. Raises InferenceError when it is not one for this library and device."""
+        return Plan(self.library, self.device, self._runtime, content).sharing(self.scratch)
+
+    def close(self) -> None:
+        """Give the device back, in the order that the libraries demand."""
+        try:
+            self._runtime = None
+            self.scratch.free()
+        finally:
+            self.device.close()
+
+
+def enter(library: Library, index: int) -> Workplace:
+    """The workplace on a device, opened if nobody has it yet; ``leave`` it when done.
+
+    Raises RuntimeUnavailable without driver or device, InferenceError from another thread than
+    the one that has it.
+    """
+    key = library.flavour, index
+    if key not in _open():
+        device = open_device(index)
+        try:
+            _open()[key] = Workplace(library, device)
+        except NodeError:
+            device.close()
+            raise
+    place = _open()[key]
+    place.device.memory()  # refuses another thread
+    place.networks += 1
+    return place
+
+
+def leave(place: Workplace) -> None:
+    """A network does not need it any more; the last one closes it."""
+    place.networks -= 1
+    if place.networks > 0:
+        return
+    for key, one in tuple(_open().items()):
+        if one is place:
+            del _open()[key]
+    place.close()
+
+
+@cache
+def _open() -> dict[tuple[str, int], Workplace]:
+    """The workplaces of this process."""
+    return {}
