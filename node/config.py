@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NotRequired, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypeVar
 
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -25,6 +25,7 @@ from node.sections import (
     STRICT,
     AuditSection,
     DeliverySection,
+    InferenceSection,
     JobsSection,
     LoggingSection,
     NetworkSection,
@@ -42,6 +43,7 @@ __all__ = [
     "Document",
     "EngineSection",
     "Entry",
+    "InferenceSection",
     "JobsSection",
     "LoggingSection",
     "NetworkSection",
@@ -126,6 +128,10 @@ class EngineSection:
     """Names of the destinations; none: results stay in the state folder."""
     runtime: Entry = Entry("onnx", "onnx")
     """What computes the network."""
+    fallback: tuple[Entry, ...] = ()
+    """What computes it where ``runtime`` cannot, or is not verified; in this order."""
+    mode: Literal["live", "shadow"] = "live"
+    """live: results go to the destinations. shadow: they are made and kept, and none is sent."""
     report_refusals: bool = False
     """Whether a study that the engine cannot assess gets a report that says why."""
     enabled: bool = True
@@ -144,6 +150,7 @@ class Config:
     scp: ScpSection = ScpSection()
     network: NetworkSection = NetworkSection()
     jobs: JobsSection = JobsSection()
+    inference: InferenceSection = InferenceSection()
     delivery: DeliverySection = DeliverySection()
     retention: RetentionSection = RetentionSection()
     logging: LoggingSection = LoggingSection()
@@ -214,6 +221,10 @@ def _entries(document: Document) -> Iterator[tuple[str, Table, Where]]:
         runtime = engine.get("runtime")
         if isinstance(runtime, dict):
             yield "runtime", runtime, where.at("runtime")
+        fallback = engine.get("fallback")
+        for index, table in enumerate(fallback if isinstance(fallback, list) else ()):
+            if isinstance(table, dict):
+                yield "runtime", table, where.at("fallback").item(index)
 
 
 def _placed(config: Config, where: Where) -> Config:
@@ -264,6 +275,7 @@ def _engine_at(engine: EngineSection, where: Where) -> EngineSection:
         engine,
         package=located_package(engine.package, where),
         runtime=replace(engine.runtime, where=where.at("runtime")),
+        fallback=_entries_at(engine.fallback, where.at("fallback")),
     )
 
 

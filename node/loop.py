@@ -12,7 +12,7 @@ from threading import Event
 
 import structlog
 
-from node.domain.errors import NodeError, may_pass
+from node.domain.errors import DeviceLost, NodeError, may_pass
 
 _log = structlog.get_logger()
 
@@ -56,7 +56,8 @@ class Loop:
             try:
                 pause = 0.0 if self.step() else self._pause()
             except NodeError as error:
-                if not error.retryable:
+                # A lost device comes back to another process only.
+                if not error.retryable or isinstance(error, DeviceLost):
                     raise
                 _log.warning("trying again", loop=self.name, error=str(error))
                 self._stopping.wait(RETRY_S)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from pydicom.dataset import Dataset
 
@@ -23,23 +23,48 @@ from node.conformance import gate
 from node.dicom import pixels
 from node.dicom.attribution import refuse_stranger
 from node.dicom.headers import read_source
+from node.domain.computation import Computation
+from node.domain.errors import NotAssessable
 from node.domain.finding import Assessment, Predecessor
 from node.domain.job import Job
 from node.domain.stage import Reached, Stage
 from node.domain.study import Study
-from node.engine import Engine
+from node.domain.volume import Volume
 from node.findings import Found
 from node.outputs import Output, Source
 from node.selection import Choice, Selection, select
 from node.spool import Frozen, Spool
 
 
+class Examiner(Protocol):
+    """What finds something in volumes: a loaded engine, or the ladder that it stands on."""
+
+    def examine(
+        self,
+        volumes: Mapping[str, Volume],
+        job_id: str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Found:
+        """The findings, and in words what was left out. Raises InferenceError."""
+
+    def close(self) -> None:
+        """Give back what the networks hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """An engine as configured: the loaded network, and what is made of its findings."""
+    """An engine as configured: the loaded network, and what is made of its findings.
+
+    A ``shadow`` engine's results are made and kept as a live one's are, and none is ever sent: no
+    delivery of them is entered, and turning the engine live later enters none either. Which of the
+    two it is does not change a result's content, so it is no part of a job's identity: what was
+    assessed in shadow is not computed again. A study that comes after the change is another
+    content and so another job, whose results are delivered. What counts is the mode in which the
+    results were made, also where a crash parts their making from their entry in the ledger.
+    """
 
     bundle: Bundle
-    engine: Engine
+    engine: Examiner
     outputs: Mapping[str, Output]
     destinations: tuple[str, ...]
     config_digest: str
@@ -47,6 +72,19 @@ class Setup:
     priority: int = 0
     runtime: str = ""
     """The kind of runtime that computes the network."""
+    shadow: bool = False
+    computed: Callable[[], Computation] | None = None
+    """Says what has computed the last study; without it, nobody knows more than ``runtime``."""
+
+    @property
+    def computation(self) -> Computation:
+        """What has computed the last study."""
+        return self.computed() if self.computed is not None else Computation(self.runtime)
+
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """The destinations that get what is made now."""
+        return () if self.shadow else self.destinations
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +123,16 @@ def run(
     volumes = {role: pixels.load(choice.geometry) for role, choice in selection.chosen.items()}
     laps.end(Stage.LOADED)
 
-    found = setup.engine.examine(volumes, job.id, tools.progress)
+    try:
+        found = setup.engine.examine(volumes, job.id, tools.progress)
+    except NotAssessable as error:
+        return _refuse(blank, study, replace(selection, refusal=str(error)), setup, tools, laps)
+    computation = setup.computation
     laps.end(Stage.INFERRED)
 
     source = _source(_reference(selection, setup))
-    objects = _encode(replace(blank, findings=found.findings), source, setup)
+    assessment = replace(_computed(blank, computation), findings=found.findings)
+    objects = _encode(assessment, source, setup)
     laps.end(Stage.ENCODED)
 
     contents = _check(objects, source, study)
@@ -97,7 +140,18 @@ def run(
 
     results = _freeze(job.id, objects, contents, tools)
     laps.end(Stage.RESULT_FROZEN)
-    return Outcome(results, "", _trace(selection, found, laps))
+    return Outcome(results, "", _trace(selection, found, laps) | _ran(setup, computation))
+
+
+def _computed(blank: Assessment, computation: Computation) -> Assessment:
+    """What ran is named among the algorithm's parameters, in every object (PS3.16 TID 4019)."""
+    stated = (blank.algorithm.parameters, str(computation))
+    parameters = "; ".join(words for words in stated if words)
+    return replace(blank, algorithm=replace(blank.algorithm, parameters=parameters))
+
+
+def _ran(setup: Setup, computation: Computation) -> dict[str, Any]:
+    return {"computation": str(computation), "shadow": setup.shadow}
 
 
 def _refuse(

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from node.domain.job import BackOff
 from node.domain.peer import Identity
+from node.domain.quiet import QuietHours
 from node.rules import ae_title_reason
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
@@ -141,12 +142,41 @@ class JobsSection:
     timeout_s: Seconds = 3600.0
     """Longest run of one job, in seconds; a worker that takes longer is ended and started anew."""
     memory_gb: Annotated[float, Field(ge=0)] = 0.0
-    """Address space that a worker process may take, in GB; 0: three quarters of the memory."""
+    """Address space that a worker process may take, in GB; 0: three quarters of the memory, or any
+    where an engine may run on a GPU."""
 
     @property
     def back_off(self) -> BackOff:
         """The waits between runs."""
         return BackOff(self.first_retry_s, 2.0, self.longest_retry_s)
+
+
+def _legal_hours(text: str) -> str:
+    if text:
+        QuietHours.read(text)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSection:
+    """What holds for every engine: when networks are verified and compiled, and in what space."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    verify_every_h: Annotated[float, Field(ge=0)] = 24.0
+    """Hours after which a network that serves is verified again; 0: only when it is another, or
+    what computes it is. The first study after that waits for it."""
+    plan_cache_gb: Annotated[float, Field(gt=0)] = 20.0
+    """Space for networks compiled for a device, in 10^9 bytes; those used least lately go first."""
+    build_hours: Annotated[str, AfterValidator(_legal_hours)] = "22:00-06:00"
+    """Hours of the day, local time, in which networks are compiled; empty: at any time."""
+    device_memory_gb: Annotated[float, Field(ge=0)] = 0.0
+    """Memory of the device that engines may take, in 10^9 bytes; 0: nine tenths of it."""
+
+    @property
+    def quiet_hours(self) -> QuietHours | None:
+        """When networks are compiled; None: at any time."""
+        return QuietHours.read(self.build_hours) if self.build_hours else None
 
 
 @dataclass(frozen=True, slots=True)

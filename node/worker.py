@@ -14,6 +14,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 from node import record as records
 from node.dicom.headers import read_source
 from node.domain.errors import (
+    DeviceLost,
     InferenceError,
     JobCancelled,
     LedgerBusy,
@@ -25,6 +26,7 @@ from node.domain.event import EventKind
 from node.domain.finding import Predecessor
 from node.domain.job import BackOff, Job, JobEvent, JobState
 from node.domain.stage import Stage
+from node.ladder import NoRung
 from node.ledger import Books, Ledger
 from node.ledger.deliveries import ResultRow
 from node.pipeline import Outcome, Setup, Tools, run
@@ -68,7 +70,11 @@ class Claim:
 
 
 class Worker:
-    """Runs one job at a time."""
+    """Runs one job at a time, in a thread that all of its computing is done in.
+
+    A device belongs to the thread that has opened it, so engines are loaded and unloaded there
+    too: ``equip`` and ``strip``.
+    """
 
     def __init__(
         self,
@@ -88,11 +94,13 @@ class Worker:
         self._name = name
         self._bench = ThreadPoolExecutor(1, thread_name_prefix="bench")
         self._unrecorded = False
+        self._lost: DeviceLost | None = None
 
     def step(self, clock: Callable[[], float]) -> bool:
         """Run one due job to its end. False when none was due.
 
-        Raises LedgerBusy; the next step takes up the job whose end was not recorded.
+        Raises LedgerBusy; the next step takes up the job whose end was not recorded. Raises
+        DeviceLost, once the job is put back: this process can compute nothing more.
         """
         if self._unrecorded:
             with self._ledger.write() as books:
@@ -106,11 +114,23 @@ class Worker:
         self._unrecorded = True
         self._run(job, clock)
         self._unrecorded = False
+        if self._lost is not None:
+            raise self._lost
         return True
 
     def next_due(self) -> float | None:
         """When the next job is due (seconds since the epoch)."""
         return self._queue.next_due()
+
+    def equip(self, make: Callable[[], Mapping[str, Setup]]) -> Mapping[str, Setup]:
+        """Have the engines made, and work with them. Raises what ``make`` raises."""
+        self._setups = self._bench.submit(make).result()
+        return self._setups
+
+    def strip(self) -> None:
+        """Give back what the engines hold, once the job that runs has ended."""
+        for setup in self._setups.values():
+            self._bench.submit(setup.engine.close).result()
 
     def close(self) -> None:
         """Wait for the job that runs."""
@@ -124,8 +144,10 @@ class Worker:
         frozen = records.find(self._tools.spool, job.id)
         if frozen is not None:
             # The results were finished, but the ledger did not learn of it, or was lost since.
+            # What was made in shadow stays there, whatever the engine is by now.
+            made_to_be_kept = bool(frozen.trace.get("shadow"))
             outcome = Outcome(frozen.results, frozen.refusal, frozen.trace)
-            self._record(job, setup, outcome, clock())
+            self._record(job, replace(setup, shadow=made_to_be_kept), outcome, clock())
         elif job.attempts > self._patience.attempts:
             # The attempts before this one ended with the process, or they would be on record.
             self._give_up(job, "the node died while running it", clock())
@@ -135,7 +157,7 @@ class Worker:
     def _attempt(self, job: Job, setup: Setup, clock: Callable[[], float]) -> None:
         with self._ledger.read() as books:
             study = books.arrivals.study(job.study_uid)
-            earlier = books.deliveries.results_of(job.supersedes)
+            earlier = _delivered(books, job.supersedes) if setup.recipients else ()
         removed = sum(not instance.path.name for instance in study.instances)
         if removed:
             words = f"{removed} of {len(study.instances)} instances were removed by retention"
@@ -154,6 +176,7 @@ class Worker:
             self._stop(job, clock())
         elif isinstance(error, NodeError):
             self._failed(job, error, clock())
+            self._lost = error if isinstance(error, DeviceLost) else None
         else:
             # Its text may hold a header's value, so only its type and its place are kept.
             _log.error("job failed", job=job.id, error=type(error).__name__, place=_place(error))
@@ -178,7 +201,7 @@ class Worker:
 
     def _record(self, job: Job, setup: Setup, outcome: Outcome, now: float) -> None:
         """Results, their deliveries and the job's end, in one transaction."""
-        record = Record(job, outcome.results, setup.destinations, outcome.refusal, outcome.trace)
+        record = Record(job, outcome.results, setup.recipients, outcome.refusal, outcome.trace)
         try:
             records.keep(self._tools.spool, record)
         except SpoolError as error:
@@ -188,7 +211,7 @@ class Worker:
         with self._ledger.write() as books:
             standing = books.jobs.standing(job, self._name)
             if standing is JobState.RUNNING:
-                records.enter(books, record, setup.destinations, now)
+                records.enter(books, record, setup.recipients, now)
                 state = books.jobs.advance(job.id, happened, now, outcome.refusal)
                 _note_work(books, job, setup, outcome, now)
                 _note(books, job, now, str(state), outcome.refusal or _summary(job, outcome))
@@ -210,12 +233,15 @@ class Worker:
         self._tools.reached(Stage.JOB_FINISHED, job.id)
 
     def _failed(self, job: Job, error: NodeError, now: float) -> None:
-        # A full disk says nothing about the study: such an attempt is not counted.
-        counted = not isinstance(error, SpoolFull)
+        # A full disk, or an engine that nothing computes, says nothing about the study: such an
+        # attempt is not counted.
+        counted = not isinstance(error, SpoolFull | NoRung)
         if counted and (not _worth_retrying(error) or job.attempts >= self._patience.attempts):
             self._give_up(job, str(error), now)
             return
-        due_at = now + self._patience.back_off.delay(job.attempts)
+        back_off = self._patience.back_off
+        absent = isinstance(error, NoRung)
+        due_at = now + (back_off.longest if absent else back_off.delay(job.attempts))
         words = f"attempt {job.attempts} failed: {error}"
         if self._end(job, JobEvent.RETRY, (str(error), words), now, due_at):
             _log.warning("job postponed", job=job.id, engine=job.engine, attempt=job.attempts)
@@ -272,9 +298,13 @@ def _note_work(books: Books, job: Job, setup: Setup, outcome: Outcome, now: floa
     engine = setup.bundle.manifest.engine
     words = (
         f"version {engine.version}, package {job.engine_digest[:16]}, "
-        f"configuration {job.config_digest[:16]}, runtime {setup.runtime or 'unknown'}"
+        f"configuration {job.config_digest[:16]}, "
+        f"{outcome.trace.get('computation') or 'computed by nobody knows what'}"
     )
     _note(books, job, now, EventKind.INFERRED, words)
+    if setup.shadow:
+        words = f"in shadow: {len(outcome.results)} objects are kept, and none is sent"
+        _note(books, job, now, EventKind.SHADOW, words)
 
 
 def _place(error: BaseException) -> str:
@@ -288,6 +318,12 @@ def _summary(job: Job, outcome: Outcome) -> str:
     found = f"{count} finding{'s' if count != 1 else ''}" if count else "assessed, nothing found"
     replaced = f"; they replace those of job {job.supersedes}" if job.supersedes else ""
     return f"{found}; {len(outcome.results)} objects frozen{replaced}"
+
+
+def _delivered(books: Books, job: str) -> tuple[ResultRow, ...]:
+    """The results of a job that were on their way to somebody: only those can be replaced."""
+    known = {row.result.sop_instance_uid for row in books.deliveries.of_job(job)}
+    return tuple(one for one in books.deliveries.results_of(job) if one.sop_instance_uid in known)
 
 
 def _predecessors(job: Job, results: Sequence[ResultRow]) -> tuple[Predecessor, ...]:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from node.answers import channels, kept, probable, voted
+from node.answers import channels, kept, voted
 from node.steps.masks import Argmax, FillHoles, Threshold
 from node.steps.nnunet import Regions
+from node.windows import probable
 
 Labels = NDArray[np.uint8]
 BALLOTS = st.integers(1, 5).flatmap(

@@ -221,11 +221,21 @@ def test_three_engines_look_one_after_the_other(tmp_path: Path) -> None:
     ]
 
 
-def test_progress_never_goes_back(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    with load(chain(tmp_path, (280, 200))) as engine:
-        engine.examine({"flair": image(axial())}, "job", lambda *now: told.append(now))
-    assert told == [(4, 8), (8, 8), (11, 11)]
+def test_progress_never_goes_back_and_ends_at_the_end(tmp_path: Path) -> None:
+    told: list[float] = []
+    chain(tmp_path, (280, 200))
+    last = engine_at(tmp_path / "last", 200, *PARTS, after("reader"))
+    with load(last) as engine:
+        engine.examine({"flair": image(axial())}, "job", lambda a, b: told.append(a / b))
+    # Two batches of the first, and the few slices with a finding of the other two.
+    assert told == [0.125, 0.25, 0.5, 1.0]
+
+
+def test_progress_ends_where_nothing_is_left_to_look_at(tmp_path: Path) -> None:
+    told: list[float] = []
+    with load(chain(tmp_path, (999, 200), 'empty = "nothing"')) as engine:
+        engine.examine({"flair": image(axial())}, "job", lambda a, b: told.append(a / b))
+    assert told == [0.25, 0.5, 1.0]
 
 
 def test_everything_is_closed_together(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ package = "engines/mine"
 outputs = ["door"]
 destinations = ["wall"]
 runtime = { kind = "onnx", colour = "grey" }
+fallback = [{ kind = "onnx", colour = "black" }]
 [delivery]
 attempts = 4
 factor = 3
@@ -95,6 +96,8 @@ def test_an_entry_becomes_the_member_of_its_family() -> None:
     config = check(parse(WHOLE), REGISTRIES)
     assert config.outputs[0].construct(REGISTRIES["output"]) == Paint("blue", 2)
     assert config.engines[0].runtime.construct(REGISTRIES["runtime"]) == Paint("grey")
+    (lower,) = config.engines[0].fallback
+    assert lower.construct(REGISTRIES["runtime"]) == Paint("black")
 
 
 def test_an_entry_knows_its_line_when_its_member_is_wrong() -> None:
@@ -114,6 +117,7 @@ def test_every_wrong_key_of_a_file_is_told_at_once() -> None:
         .replace('"white"', '"white"\nunheard = 1')
         .replace('["wall"]', '["well"]')
         .replace('"grey"', "[]")
+        .replace('colour = "black"', 'colour = "black", colours = 2')
         .replace("factor = 3", "factor = 0.5")
     )
     told = faults_of(text)
@@ -125,7 +129,8 @@ def test_every_wrong_key_of_a_file_is_told_at_once() -> None:
         ["n.toml:24", "destination[0].unheard"],
         ["n.toml:28", "engine[0].destinations[0]"],
         ["n.toml:29", "engine[0].runtime.colour"],
-        ["n.toml:32", "delivery.factor"],
+        ["n.toml:30", "engine[0].fallback[0].colours"],
+        ["n.toml:33", "delivery.factor"],
     ]
 
 
@@ -157,6 +162,11 @@ def test_a_place_is_told_once() -> None:
         ("[audit]\nsyslog = 'http://h'", "expected udp://HOST:PORT, tcp://HOST:PORT or tls://"),
         ("[audit]\nsyslog = 'tls://h:99999'", "audit.syslog: "),
         ("[audit]\nsyslog = 'tls://:6514'", "audit.syslog: "),
+        ("[[engine]]\nmode = 'dark'", "engine[0].mode: "),
+        ("[[engine]]\nfallback = [{}]", "engine[0].fallback[0].kind: is missing"),
+        ("[inference]\nbuild_hours = '22-6'", "write quiet hours as 22:00-06:00, not '22-6'"),
+        ("[inference]\nbuild_hours = '22:00-24:00'", "inference.build_hours: "),
+        ("[inference]\nverify_every_h = -1", "inference.verify_every_h: "),
         ("output = 1", "output: expected an array, got 1"),
         ("output = [1]", "output[0]: expected a table, got 1"),
         ("[[engine]]\nruntime = 'onnx'", "engine[0].runtime: expected a table, got text 'onnx'"),

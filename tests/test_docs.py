@@ -40,7 +40,7 @@ def shown(family: str) -> Iterator[tuple[str, set[str]]]:
     table = everything().table
     if family == "runtime":
         engines: Any = table["engine"]
-        rows = [engine["runtime"] for engine in engines]
+        rows = [row for engine in engines for row in (engine["runtime"], *engine["fallback"])]
     else:
         rows = table[family]  # type: ignore[assignment]
     for row in rows:

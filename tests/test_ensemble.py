@@ -21,7 +21,7 @@ from node.domain.volume import Volume
 from node.engine import Engine
 from node.runtimes import Session
 from node.runtimes.onnx import Onnx
-from node.windows import Progress, Window, predict
+from node.windows import Activation, Progress, Window, activated, predict
 from tests.engines.package import (
     LESION,
     PARTS,
@@ -215,9 +215,10 @@ class Device(Fake):
         window: Window,
         output: str,
         progress: Progress | None = None,
+        after: Activation = "none",
     ) -> NDArray[np.float32]:
         self.swept += 1
-        return predict(self.session.infer, volumes, window, output, progress)
+        return activated(predict(self.session.infer, volumes, window, output, progress), after)
 
 
 class Shelf:

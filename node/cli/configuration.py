@@ -15,7 +15,7 @@ from node.cli.printing import emit, say
 from node.domain.errors import ConfigError, Fault, NodeError
 
 if TYPE_CHECKING:
-    from node.config import Config, Table, Where
+    from node.config import Config, Document, Table, Where
 
 Answers = dict[str, str | int]
 """Path of a key, e.g. ``peer[0].host``, and the value that it gets."""
@@ -103,33 +103,64 @@ def write_configuration(directory: Path, answers: Answers, force: bool = False) 
 def checked(path: Path) -> Config:
     """A configuration of which every part has been built once. Raises ConfigError."""
     """The configuration, once its members and its engine packages were found sound too."""
+    from node.config import read
+
+    return _checked(read(path))
+
+
+def checked_text(text: str, path: Path) -> Config:
+    """The same for the text that a file is going to have. Raises ConfigError."""
+    from node.config import parse
+
+    return _checked(parse(text, str(path)))
+
+
+def _checked(document: Document) -> Config:
     from node.cli.families import registries
     from node.config import check as check_document
-    from node.config import frame, gather, read
+    from node.config import frame, gather
     from node.rules import rows
 
-    document = read(path)
     attempts: list[Callable[[], object]] = [
-        partial(_check_package, table, where) for table, where in rows(document, "engine")
+        partial(_check_package, table, where, _shelf(document))
+        for table, where in rows(document, "engine")
     ]
     attempts.append(partial(check_document, document, registries()))
     gather(attempts)
     return frame(document)
 
 
-def _check_package(engine: Table, where: Where) -> None:
+def _shelf(document: Document) -> list[Path]:
+    """Where engines lie that the hospital added; nowhere while the state folder is a wrong key."""
+    from node.config import NodeSection
+    from node.roster import SHELF
+
+    section = document.table.get("node", {})
+    state = section.get("state", str(NodeSection().state)) if isinstance(section, dict) else None
+    folder = Path(document.where.file).absolute().parent
+    return [folder / state / SHELF] if isinstance(state, str) else []
+
+
+def _check_package(engine: Table, where: Where, shelf: list[Path]) -> None:
     from node import bundle
     from node.config import located_package
+    from node.roster import refuse_unready
 
     package = engine.get("package")
     if not isinstance(package, str) or not package:
         return
     try:
-        folder = bundle.find(located_package(package, where))
+        folder = bundle.find(located_package(package, where), shelf)
     except ConfigError as error:
         faults = (where.at("package").fault(fault.message) for fault in error.faults)
         raise ConfigError(tuple(faults)) from error
-    bundle.read(folder)
+    found = bundle.read(folder)
+    if engine.get("enabled", True) is True and engine.get("mode", "live") == "live":
+        try:
+            refuse_unready(found)
+        except ConfigError as error:
+            faults = (where.at("mode").fault(fault.message) for fault in error.faults)
+            raise ConfigError(tuple(faults)) from error
 
 
 def _summary(config: Config) -> str:

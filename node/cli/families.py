@@ -71,5 +71,6 @@ def _framed(root: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]
     root["properties"]["trigger"]["default"] = [{"kind": "push"}]
     engine = definitions["EngineSection"]["properties"]
     engine["runtime"] = {"$ref": "#/$defs/runtime", "default": {"kind": "onnx"}}
+    engine["fallback"] |= {"items": {"$ref": "#/$defs/runtime"}}
     definitions.pop("_EntryTable")
     return root

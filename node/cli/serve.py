@@ -16,13 +16,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node.cli.options import ConfigOption, configuration, configuration_path
-from node.domain.errors import ConfigError, Fault
+from node.cli.printing import complain
+from node.domain.errors import ConfigError, DeviceLost, Fault
 
 if TYPE_CHECKING:
     from node.config import Config, LoggingSection
     from node.notify import ServiceManager
-    from node.parts import Part
+    from node.parts import Maker, Part
+    from node.site import Site
 
+DEVICE_LOST_EXIT = 75
+"""Exit status of a worker whose device is beyond repair in its process (EX_TEMPFAIL of sysexits.h):
+whoever started it starts it again."""
+
+_LOADING_S = 1800.0
+"""For so long a part that is being made is taken to make progress."""
 _TURN_S = 5.0
 """How often a part is looked at when no watchdog asks for more."""
 
@@ -50,7 +58,7 @@ def run(
     manager = ServiceManager.of()
     path = configuration_path(config)
     if only:
-        serve_part(PartOf(only, worker), Current(settings, path), manager, signals)
+        _serve_alone(PartOf(only, worker), Current(settings, path), manager, signals)
     else:
         _supervise(settings, path, manager, signals)
 
@@ -110,6 +118,17 @@ def configure_logging(section: LoggingSection) -> None:
     logs.configure(section)
 
 
+def _serve_alone(this: PartOf, current: Current, manager: ServiceManager, signals: Signals) -> None:
+    """Run one part. A lost device ends the process at once, with a status of its own."""
+    try:
+        serve_part(this, current, manager, signals)
+    except DeviceLost as error:
+        complain(error)
+        sys.stderr.flush()
+        # Libraries that unload from a lost device may hang or abort: nothing of them runs any more.
+        os._exit(DEVICE_LOST_EXIT)
+
+
 def serve_part(this: PartOf, current: Current, manager: ServiceManager, signals: Signals) -> None:
     """Run one part; made anew whenever its configuration has changed."""
     from node.parts import PARTS
@@ -128,10 +147,10 @@ def _serve(this: PartOf, current: Current, manager: ServiceManager, signals: Sig
 
     configure_logging(current.settings.logging)
     if this.name == "worker":
-        _limit_memory(current.settings.jobs.memory_gb)
+        _limit_memory(current.settings)
     site = Site(current.settings, worker=this.worker)
     ear = site.bell(this.name).listen()
-    part = PARTS[this.name](site)
+    part = _made(PARTS[this.name], site, manager)
     hearing = threading.Thread(target=ear.run, args=(part.crew.wake,), name="bell", daemon=True)
     try:
         part.start()
@@ -144,6 +163,26 @@ def _serve(this: PartOf, current: Current, manager: ServiceManager, signals: Sig
         site.close()
 
 
+def _made(maker: Maker, site: Site, manager: ServiceManager) -> Part:
+    """Make the part. Networks may have to be compiled and verified, which takes its time."""
+    turn = _turn()
+    with ThreadPoolExecutor(1) as bench:
+        made = bench.submit(maker, site)
+        for _ in range(int(_LOADING_S / turn)):
+            if wait((made,), timeout=turn).done:
+                break
+            manager.alive()
+        return made.result()
+
+
+def _turn() -> float:
+    """Seconds between two looks: often enough for the watchdog, if there is one."""
+    from node.notify import watchdog_interval_s
+
+    interval = watchdog_interval_s()
+    return min(_TURN_S, interval / 3) if interval else _TURN_S
+
+
 def _stop(part: Part, manager: ServiceManager) -> None:
     """Let the part finish what it is at; that is progress too, and may take its time."""
     with ThreadPoolExecutor(1) as bench:
@@ -153,11 +192,21 @@ def _stop(part: Part, manager: ServiceManager) -> None:
         stopped.result()
 
 
-def _limit_memory(gigabytes: float) -> None:
-    """Bound what this process may take: a study that asks for more fails, and fails alone."""
+def _limit_memory(settings: Config) -> None:
+    """Bound what this process may take: a study that asks for more fails, and fails alone.
+
+    CUDA maps the address space of every device and of the whole memory, so a worker with a GPU is
+    bounded only where a person has said by how much.
+    """
+    from node.roster import on_device
+
+    gigabytes = settings.jobs.memory_gb
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if not gigabytes and on_device(settings):
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        return
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = int(gigabytes * 1e9) or whole * 3 // 4
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
@@ -167,7 +216,7 @@ def _watch(part: Part, current: Current, manager: ServiceManager, signals: Signa
     from node.notify import watchdog_interval_s
 
     interval = watchdog_interval_s()
-    turn = min(_TURN_S, interval / 3) if interval else _TURN_S
+    turn = _turn()
     while not signals.stopping.wait(turn):
         if part.crew.running:
             wait_for_end((part.crew,), timeout_s=0)

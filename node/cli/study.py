@@ -178,6 +178,10 @@ def _job_lines(story: JobStory) -> Iterator[str]:
         yield from (f"      {words}" for words in verdict["words"])
     if story.stages:
         yield "    " + ", ".join(f"{name} {value:.2f} s" for name, value in story.stages.items())
+    if story.row.trace.get("computation"):
+        yield f"    {story.row.trace['computation']}"
+    if story.row.trace.get("shadow"):
+        yield "    in shadow: what was made is kept in the state folder, and none of it is sent"
     yield from _finding_lines(story.row.trace.get("findings", ()))
     yield from (f"    {note}" for note in story.row.trace.get("notes", ()))
     for result in story.results:

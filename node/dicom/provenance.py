@@ -24,6 +24,11 @@ from node.domain.finding import Algorithm, Assessment
 LONG_STRING = 64
 """Characters that a value of VR LO holds (PS3.5 6.2)."""
 
+LONG_TEXT = 10240
+"""Characters that a value of VR LT holds (PS3.5 6.2), such as Algorithm Parameters."""
+_TRACES = 512
+"""Characters kept free in it for what names the package and the job."""
+
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\\]+")
 _OFFSET = re.compile(r"([+-])(0\d|1[0-4])([0-5]\d)")
 
@@ -48,11 +53,13 @@ def legible(assessment: Assessment) -> Algorithm:
     """The algorithm with every text cut to what its attributes hold, and its parameters in full.
 
     ``parameters`` name the package and the job, so that an object in an archive leads back to
-    the model and the inputs behind it. Raises EncodingError when a name is missing.
+    the model and the inputs behind it; what computed it, the pipeline has named there already.
+    Raises EncodingError when a name is missing.
     """
     algorithm = assessment.algorithm
     digest = algorithm.digest.removeprefix("sha256:")
-    traces = (algorithm.parameters, f"package sha256 {digest}", f"job {assessment.job_id}")
+    stated = algorithm.parameters[: LONG_TEXT - _TRACES]
+    traces = (stated, f"package sha256 {digest}", f"job {assessment.job_id}")
     named = replace(
         algorithm,
         name=line(algorithm.name),

@@ -255,8 +255,10 @@ def _timing(library: Library, config: Any, path: Path | None) -> Iterator[None]:
         yield
         return
     known = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
-    config.set_timing_cache(cache, False)
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, False):
+        # Damaged, or of another device or version: measured anew.
+        config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
     _write(path, bytes(config.get_timing_cache().serialize()))
 

@@ -20,7 +20,16 @@ import structlog
 from numpy.typing import DTypeLike, NDArray
 
 from node.domain.errors import DeviceLost, DeviceMemoryFull, InferenceError, RuntimeUnavailable
-from node.gpu.device import Argument, Block, Card, Device, Kernels, Mark, Shape3
+from node.gpu.device import (
+    Argument,
+    Block,
+    Card,
+    Device,
+    Kernels,
+    Mark,
+    Shape3,
+    number_as_the_driver,
+)
 
 _log = structlog.get_logger()
 
@@ -36,6 +45,7 @@ def connect(index: int) -> Device:
     Raises RuntimeUnavailable when pycuda, the driver or the device is missing.
     """
     cuda = _pycuda()
+    number_as_the_driver()
     try:
         cuda.init()
         count = cuda.Device.count()

@@ -35,6 +35,7 @@ of our own would make its calls fail with error 400.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -153,8 +154,16 @@ class Device(Protocol):
         """
 
 
+def number_as_the_driver() -> None:
+    """Have CUDA number the devices by their slots, as nvidia-smi does, and not by their speed.
+
+    It counts once, when it is first asked in a process.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+
+
 def open_device(index: int = 0) -> Device:
-    """A GPU by its number, for the calling thread.
+    """A GPU by its number (as nvidia-smi counts), for the calling thread.
 
     Raises RuntimeUnavailable when pycuda, the driver or the device is missing; one sentence says
     which, and what brings it.

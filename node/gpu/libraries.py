@@ -120,7 +120,10 @@ class Library:
                 f"or newer and check with nvidia-smi that it sees the card"
             )
         if any(sign in signs for sign in _NO_SUPPORT):
-            return RuntimeUnavailable(f"{self.title} does not support this GPU, {doing}: {said}")
+            other = f"; TensorRT may, and {_WHERE['tensorrt']}" if self.rtx else ""
+            return RuntimeUnavailable(
+                f"{self.title} does not support this GPU, {doing}: {said}{other}"
+            )
         if any(sign in signs for sign in _LOST):
             return DeviceLost(f"{words}: this process has to be started again")
         if any(sign in signs for sign in _FULL):

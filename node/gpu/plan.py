@@ -92,7 +92,7 @@ class Plan:
         self._size = len(content)
         self._scratch: Scratch | None = None
         self._set: dict[str, tuple[int, ...]] = {}
-        self._wanted = int(self._engine.device_memory_size_v2)
+        self._workspace = int(self._engine.device_memory_size_v2)
 
     def sharing(self, scratch: Scratch) -> Plan:
         """The plan, which from now on takes its scratch memory from there."""
@@ -112,8 +112,8 @@ class Plan:
 
     @property
     def workspace(self) -> int:
-        """Bytes of scratch memory that a run wants for the largest inputs."""
-        return int(self._live().device_memory_size_v2)
+        """Bytes of scratch memory that a run wants for the largest inputs; each run gets them."""
+        return self._workspace
 
     @property
     def scratch(self) -> int:
@@ -151,8 +151,9 @@ class Plan:
         self._live()
         self._shape(inputs)
         context = self._context
-        if self._scratch is not None and self._wanted:
-            context.set_device_memory(self._scratch.reserve(self._wanted), self._scratch.size)
+        if self._scratch is not None and self._workspace:
+            address = self._scratch.reserve(self._workspace)
+            context.set_device_memory(address, self._scratch.size)
         for spec in (*self.inputs, *self.outputs):
             if not context.set_tensor_address(spec.name, addresses[spec.name]):
                 raise self._failure(f"giving it the tensor {spec.name!r}")
@@ -176,7 +177,7 @@ class Plan:
         return self._engine
 
     def _shape(self, inputs: Shapes) -> None:
-        """Tell the context the lengths, and how much scratch memory it wants for them."""
+        """Tell the context the lengths of the inputs."""
         wanted = {name: tuple(shape) for name, shape in inputs.items()}
         if wanted == self._set:
             return
@@ -194,7 +195,6 @@ class Plan:
             missing = self._context.infer_shapes()
             if missing:
                 raise InferenceError(f"the plan also needs the lengths of {sorted(missing)}")
-            self._wanted = int(self._context.update_device_memory_size_for_shapes())
         self._set = wanted
 
     def _failure(self, doing: str) -> InferenceError:

@@ -20,7 +20,7 @@ from typing import Any
 
 from node.domain.errors import InferenceError, RuntimeUnavailable
 from node.gpu.cuda import kernel_driver
-from node.gpu.device import Card, open_device
+from node.gpu.device import Card, number_as_the_driver, open_device
 from node.gpu.libraries import FLAVOURS, Library, load_library
 from node.gpu.recipe import Flavour
 
@@ -191,6 +191,7 @@ def _driver() -> Iterator[dict[str, Any]]:
         raise RuntimeUnavailable(
             f"no usable NVIDIA driver: its libcuda.so.1 is missing; {_NO_DRIVER}"
         ) from error
+    number_as_the_driver()
     _succeed(cuda, cuda.cuInit(0))
     number, count = ctypes.c_int(), ctypes.c_int()
     _succeed(cuda, cuda.cuDriverGetVersion(ctypes.byref(number)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,32 +28,39 @@ class _Phase:
 
 
 class Phases:
-    """The open phases, and what share of the whole they amount to. Never goes back."""
+    """The open phases, and what share of the whole they amount to. Never goes back.
+
+    The builder may call from several threads.
+    """
 
     def __init__(self, report: Report, cancelled: Callable[[], bool]) -> None:
         self._report = report
         self._cancelled = cancelled
         self._open: dict[str, _Phase] = {}
         self._told = 0.0
+        self._lock = threading.Lock()
         self.stopped = False
         """Whether the builder was told to stop."""
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """A phase of so many steps begins."""
-        self._open[name] = _Phase(parent, max(steps, 1))
-        self._tell(name)
+        with self._lock:
+            self._open[name] = _Phase(parent, max(steps, 1))
+            self._tell(name)
 
     def step(self, name: str, number: int) -> bool:
         """A step, counted from 0, is done; False: stop building."""
-        if name in self._open:
-            self._open[name].done = number + 1
-        self._tell(name)
+        with self._lock:
+            if name in self._open:
+                self._open[name].done = number + 1
+            self._tell(name)
         self.stopped = self.stopped or self._cancelled()
         return not self.stopped
 
     def finish(self, name: str) -> None:
         """A phase is over."""
-        self._open.pop(name, None)
+        with self._lock:
+            self._open.pop(name, None)
 
     def _tell(self, phase: str) -> None:
         share = min(max((self._share(name) for name in self._outer(None)), default=0.0), 1.0)

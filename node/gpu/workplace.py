@@ -11,7 +11,8 @@ from functools import cache
 from typing import Any
 
 from node.domain.errors import NodeError
-from node.gpu.device import Device, open_device
+from node.gpu import kernels
+from node.gpu.device import Device, Kernels, open_device
 from node.gpu.libraries import Library
 from node.gpu.plan import Plan, Scratch
 
@@ -25,6 +26,7 @@ class Workplace:
         self.scratch = Scratch(device)
         self.networks = 0
         """How many hold it."""
+        self._kernels: Kernels | None = None
         with library.calls("starting the runtime"):
             self._runtime: Any = library.api.Runtime(library.logger)
 
@@ -32,9 +34,20 @@ class Workplace:
         """Load a plan. Raises InferenceError when it is not one for this library and device."""
         return Plan(self.library, self.device, self._runtime, content).sharing(self.scratch)
 
+    def kernels(self) -> Kernels:
+        """The kernels of the sliding window, compiled for the device the first time.
+
+        Raises RuntimeUnavailable without NVRTC, and InferenceError.
+        """
+        if self._kernels is None:
+            image = kernels.image(self.device.card.architecture)
+            self._kernels = self.device.kernels(image)
+        return self._kernels
+
     def close(self) -> None:
         """Give the device back, in the order that the libraries demand."""
         try:
+            self._kernels = None
             self._runtime = None
             self.scratch.free()
         finally:

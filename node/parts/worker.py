@@ -8,14 +8,14 @@ import structlog
 
 from node import __version__
 from node.crew import Crew
-from node.domain.errors import LedgerError
+from node.domain.errors import DeviceLost, LedgerError
 from node.domain.event import EventKind
 from node.domain.stage import Stage
 from node.ledger import Books
 from node.loop import LONGEST_SLEEP_S, Loop
 from node.pipeline import Tools
 from node.queues.embedded import Embedded
-from node.roster import setups
+from node.roster import Surroundings, planner, setups
 from node.site import Site
 from node.worker import Patience, Worker
 
@@ -26,24 +26,25 @@ class Bench:
     """A worker with its engines loaded."""
 
     def __init__(self, site: Site) -> None:
-        """Load every enabled engine. Raises NodeError."""
+        """Load and verify every enabled engine. Raises NodeError."""
         self._site = site
         self._ring = site.ring("gateway")
-        self.setups = setups(site.config)
+        self._lost = False
         watcher = site.watcher
         tools = Tools(site.spool, watcher.stopwatch, watcher.reached, watcher.progress)
         section = site.config.jobs
         self._worker = Worker(
             site.ledger,
             Embedded(site.ledger),
-            self.setups,
+            {},
             tools,
             Patience(section.attempts, section.back_off),
             site.worker,
         )
-        self.crew = Crew(
-            {"worker": Loop("worker", self._work, self._worker.next_due, watcher.clock)}
-        )
+        self._planner = planner(site.config, self._notice, watcher.clock)
+        around = Surroundings(self._notice, watcher.clock, site.worker, self._planner)
+        self.setups = self._worker.equip(lambda: setups(site.config, around))
+        self.crew = Crew(self._loops())
 
     def start(self) -> None:
         """Take back what the last run was at, and go on."""
@@ -61,18 +62,41 @@ class Bench:
 
     def stop(self) -> None:
         """Let the job that runs end, and unload the engines."""
+        if self._planner is not None:
+            self._planner.stop()
         self.crew.stop()
+        # What was loaded on a device that is lost cannot be given back.
+        if not self._lost:
+            self._worker.strip()
         self._worker.close()
-        for setup in self.setups.values():
-            setup.engine.close()
         with suppress(LedgerError), self._site.ledger.write() as books:
             self._note(books, EventKind.STOPPED)
+
+    def _loops(self) -> dict[str, Loop]:
+        clock = self._site.watcher.clock
+        loops = {"worker": Loop("worker", self._work, self._worker.next_due, clock)}
+        if self._planner is not None:
+            # It looks at its own clock as often as a loop looks anyway.
+            loops["builder"] = Loop("builder", self._planner.step, lambda: None, clock)
+        return loops
 
     def _note(self, books: Books, kind: EventKind) -> None:
         books.events.note(self._site.watcher.clock(), kind, f"{self._site.worker} {__version__}")
 
+    def _notice(self, kind: EventKind, words: str) -> None:
+        """Tell the event log; what it cannot take now stands in the log all the same."""
+        try:
+            with self._site.ledger.write() as books:
+                books.events.note(self._site.watcher.clock(), kind, words, actor=self._site.worker)
+        except LedgerError as error:
+            _log.error("event cannot be noted", kind=kind, words=words, error=str(error))
+
     def _work(self) -> bool:
-        worked = self._worker.step(self._site.watcher.clock)
+        try:
+            worked = self._worker.step(self._site.watcher.clock)
+        except DeviceLost:
+            self._lost = True
+            raise
         if worked:
             self._ring()
         return worked

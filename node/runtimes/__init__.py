@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from node.domain.tensor import Tensors as Tensors
 from node.domain.tensor import TensorSpec as TensorSpec
+from node.gpu.canvas import Labelled, Labelling
 from node.runtimes.onnx import Onnx
 from node.runtimes.openvino import OpenVino
 from node.runtimes.tensorrt import TensorRt
-from node.windows import Progress, Window
+from node.windows import Activation, Progress, Window
 
 
 class Session(Protocol):
@@ -44,10 +45,29 @@ class Sweeper(Protocol):
         window: Window,
         output: str,
         progress: Progress | None = None,
+        after: Activation = "none",
     ) -> NDArray[np.float32]:
         """What ``node.windows.predict`` gives with this session's ``infer``: (classes, k, j, i).
 
-        Raises InferenceError.
+        ``after`` makes probabilities of what was blended. Raises InferenceError.
+        """
+
+
+@runtime_checkable
+class Labeller(Protocol):
+    """What a Sweeper may be besides: one that gives labels instead of what it swept."""
+
+    def labels(
+        self,
+        volumes: Mapping[str, NDArray[Any]],
+        window: Window,
+        output: str,
+        rule: Labelling,
+        progress: Progress | None = None,
+    ) -> Labelled:
+        """Labels (k, j, i) by a rule, of what ``sweep`` would give.
+
+        Raises RuntimeUnavailable where this device cannot make them; InferenceError.
         """
 
 

@@ -60,7 +60,7 @@ class Onnx:
             ) from error
         if not model.is_file():
             raise InferenceError(f"there is no model file {model}")
-        failures = _failures(onnxruntime)
+        failures = raised_by(onnxruntime)
         try:
             session = onnxruntime.InferenceSession(
                 str(model), self._options(onnxruntime), providers=["CPUExecutionProvider"]
@@ -141,7 +141,7 @@ def _spec(node: NodeArg, model: str) -> TensorSpec:
     return TensorSpec(str(node.name), shape, dtype)
 
 
-def _failures(onnxruntime: ModuleType) -> tuple[type[Exception], ...]:
+def raised_by(onnxruntime: ModuleType) -> tuple[type[Exception], ...]:
     """Every class that ONNX Runtime raises: they share no base of their own."""
     kinds = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
     own = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass as plain
 from dataclasses import field
 from pathlib import Path
@@ -32,7 +33,7 @@ from node.gpu.plan import Plan
 from node.gpu.probing import probe
 from node.gpu.recipe import PlanStore, Profile, Recipe, Settings
 from node.gpu.workplace import Workplace, enter, leave
-from node.windows import Progress, Window, predict
+from node.windows import Activation, Progress, Window, activated, predict
 
 if TYPE_CHECKING:
     from node.gpu.canvas import Labelled, Labelling
@@ -132,8 +133,9 @@ class Kept:
             raise InferenceError(f"there is no model file {model}")
         wanted = self.options.recipe(model)
         content = self.plans.fetch(wanted)
-        place = enter(load_library(wanted.flavour), self.options.device)
-        try:
+        with ExitStack() as failing:
+            place = enter(load_library(wanted.flavour), self.options.device)
+            failing.callback(leave, place)
             try:
                 plan = place.plan(content)
             except InferenceError as error:
@@ -142,10 +144,10 @@ class Kept:
                 self.plans.reject(wanted, str(error))
                 content = self.plans.fetch(wanted)
                 plan = place.plan(content)
-        except InferenceError:
-            leave(place)
-            raise
-        return TensorRtSession(place, plan, _words(place, wanted, content), wanted.model.name)
+            words = _words(place, wanted, content)
+            session = TensorRtSession(place, plan, words, wanted.model.name)
+            failing.pop_all()
+        return session
 
 
 def _words(place: Workplace, made: Recipe, content: bytes) -> str:
@@ -201,17 +203,19 @@ class TensorRtSession:
         window: Window,
         output: str,
         progress: Progress | None = None,
+        after: Activation = "none",
     ) -> NDArray[np.float32]:
         """The whole sliding window on the device: (classes, k, j, i).
 
-        The same as ``node.windows.predict`` with ``infer``. Raises what ``infer`` raises.
+        The same as ``node.windows.predict`` with ``infer``, and ``activated`` with ``after``.
+        Raises what ``infer`` raises.
         """
         try:
             sweep = self._swept()
         except RuntimeUnavailable as error:
             _log.warning("window is computed on the host", network=self._name, why=str(error))
-            return predict(self.infer, volumes, window, output, progress)
-        return sweep.probability(volumes, window, output, progress)
+            return activated(predict(self.infer, volumes, window, output, progress), after)
+        return sweep.probability(volumes, window, output, progress, after)
 
     def labels(
         self,
@@ -234,9 +238,10 @@ class TensorRtSession:
             return
         self._sweep = None
         try:
-            plan.close()
-            self._exchange.close()
-            leave(self._place)
+            with ExitStack() as closing:  # the last first, and each whatever the others do
+                closing.callback(leave, self._place)
+                closing.callback(self._exchange.close)
+                closing.callback(plan.close)
         except InferenceError as error:
             # A device that is lost keeps nothing for this process, which is about to end.
             _log.warning("network could not be closed", network=self._name, why=str(error))
@@ -248,12 +253,9 @@ class TensorRtSession:
 
     def _swept(self) -> Sweep:
         """The window on the device. Raises RuntimeUnavailable when its kernels cannot be made."""
-        from node.gpu import kernels
         from node.gpu.sweep import Sweep
 
         plan = self._live()
         if self._sweep is None:
-            device = self._place.device
-            loaded = device.kernels(kernels.image(device.card.architecture))
-            self._sweep = Sweep(device, loaded, plan)
+            self._sweep = Sweep(self._place.device, self._place.kernels(), plan)
         return self._sweep

@@ -44,6 +44,7 @@ def tiny_engine(directory: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     brighter_than(folder / "model.onnx", 500.0)
     package(folder, *PARTS)
+    (folder / "CARD.md").write_text("# Tiny\n\nFinds what is brighter than 500. For tests.\n")
     return folder
 
 
@@ -56,6 +57,7 @@ class Plan:
     port: int = 0
     quiet_period_s: float = 1.5
     extra: str = ""
+    mode: str = "live"
 
     def write(self, directory: Path) -> Path:
         """Write ``node.toml``; the state goes beside it."""
@@ -97,6 +99,7 @@ peer = "archive"
 package = {json.dumps(str(self.engine))}
 outputs = ["seg", "sr"]
 destinations = ["archive"]
+mode = "{self.mode}"
 [[trigger]]
 kind = "push"
 quiet_period_s = {self.quiet_period_s}

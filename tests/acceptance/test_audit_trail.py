@@ -90,7 +90,10 @@ def test_a_study_leaves_its_way_in_the_log(trail: Trail) -> None:
     (received,) = (event for event in trail.events if event.kind == EventKind.RECEIVED)
     assert (received.words, received.actor) == ("6 instances in all from modality", "modality")
     (inferred,) = (event for event in trail.events if event.kind == EventKind.INFERRED)
-    assert re.search(r"version \S+, package \w{16}, .*, runtime onnx", inferred.words)
+    assert re.search(r"version \S+, package \w{16}, configuration \w{16}, ", inferred.words)
+    assert re.search(
+        r"computed by ONNX Runtime \S+ on the CPU; verification \w{16}$", inferred.words
+    )
     (selected,) = (event for event in trail.events if event.kind == EventKind.SELECTED)
     assert SPEC.series_uid in selected.words
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from node.cli import app
@@ -28,7 +30,20 @@ class Said:
 
 
 @pytest.fixture
-def ai_node() -> Callable[..., Said]:
+def own_logging() -> Iterator[None]:
+    """A command that sets up logging does so for its own stream, which ends with it."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers = list(root.handlers)
+    levels = {name: logging.getLogger(name).level for name in ("pydicom", "pynetdicom")}
+    yield
+    structlog.configure(**before)
+    root.handlers[:] = [one for one in root.handlers if one in handlers]
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture
+def ai_node(own_logging: None) -> Callable[..., Said]:
     """Run a command: ``ai_node("check", "--config", path)``."""
 
     def run(*arguments: object) -> Said:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from node.config import load
+from tests.acceptance.hospital import Plan, tiny_engine
 from tests.cli.conftest import Said
 
 AiNode = Callable[..., Said]
@@ -133,6 +134,28 @@ def test_check_finds_an_engine_that_is_not_there(ai_node: AiNode, tmp_path: Path
     assert said.code == 2
     assert "engine[0].package: " in said.err
     assert "mr-brain-lesion" in said.err
+
+
+def test_check_refuses_a_live_engine_without_a_model_card_and_says_what_to_do(
+    ai_node: AiNode, tmp_path: Path
+) -> None:
+    folder = tiny_engine(tmp_path)
+    path = Plan(folder, 104).write(tmp_path / "node")
+    assert ai_node("check", "--config", path).code == 0
+    (folder / "CARD.md").unlink()
+    said = ai_node("check", "--config", path)
+    assert said.code == 2
+    assert "engine[0].mode: tester cannot be live: " in said.err
+    assert "`ai-node engine enable tester --shadow`" in said.err
+    path.write_text(path.read_text().replace('mode = "live"', 'mode = "shadow"'))
+    assert ai_node("check", "--config", path).code == 0
+
+
+def test_check_knows_the_engines_that_the_hospital_added(ai_node: AiNode, tmp_path: Path) -> None:
+    folder = tiny_engine(tmp_path / "node/state/engines")
+    path = Plan(folder, 104).write(tmp_path / "node")
+    path.write_text(path.read_text().replace(str(folder), "tiny"))
+    assert ai_node("check", "--config", path).code == 0
 
 
 def test_the_schema_knows_every_kind_of_every_family(ai_node: AiNode) -> None:

@@ -27,10 +27,12 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
         yield listening
 
 
-def start(config: Path, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "node", "run", "--config", str(config)]
+def start(
+    config: Path, *options: str, program: str = "node", **environment: str
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", program, "run", "--config", str(config)]
     return subprocess.Popen(
-        command,
+        [*command, *options],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -81,3 +83,27 @@ def test_a_port_that_is_taken_is_said_in_words(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert str(port) in complaints
     assert "Traceback" not in complaints
+
+
+def test_a_worker_whose_networks_take_their_time_is_alive_before_it_is_ready(
+    tmp_path: Path, manager: socket.socket
+) -> None:
+    building = tmp_path / "building"
+    building.touch()
+    config = Plan(tiny_engine(tmp_path), 104).write(tmp_path / "node")
+    runtime = f'{{ kind = "losing", marker = "{tmp_path}/lost", building = "{building}" }}'
+    config.write_text(config.read_text().replace("mode = ", f"runtime = {runtime}\nmode = "))
+    with start(
+        config,
+        "--only",
+        "worker",
+        program="tests.acceptance.losing",
+        NOTIFY_SOCKET=str(tmp_path / "notify"),
+        WATCHDOG_USEC="300000",
+    ) as process:
+        assert "READY=1" not in told(manager, "WATCHDOG=1")
+        building.unlink()
+        told(manager, "READY=1")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0

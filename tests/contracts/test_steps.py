@@ -50,6 +50,16 @@ MASK_OPTIONS: dict[str, dict[str, Any]] = {
     "regions": {"labels": [1, 2]},
 }
 
+THINNING: dict[str, list[dict[str, Any]]] = {
+    "largest_component": [
+        {"together": True, "connectivity": 6},
+        {"labels": [1, 3], "together": True, "count": 2},
+    ],
+    "remove_small": [{"minimum_voxels": 3, "together": True}, {"minimum_voxels": 2}],
+    "opening": [{"radius_mm": 1}],
+}
+"""Further options of the steps that only take labels away."""
+
 SHAPE = (15, 20, 22)
 LARGE = (30, 36, 40)
 FROM_PROBABILITIES = {"threshold", "argmax", "regions"}
@@ -90,6 +100,48 @@ def test_point_in_the_patient_stays_where_it_is(
     volume = blob(place, SHAPE, patient(place, middle), 3.0 * float(spacing.max()))
     after = step(name).forward(volume)
     assert np.linalg.norm(centroid(after) - centroid(volume)) < 0.5 * spacing.min()
+
+
+EXACT = sorted(name for name, member in STEPS.items() if member.exact)
+THIN = sorted(name for name, member in MASKS.items() if member.thins)
+
+
+@settings(max_examples=25, deadline=None)
+@given(place=affines(), shape=st.tuples(*[st.integers(1, 9)] * 3), lengths=st.integers(0, 12))
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_step_brings_every_value_back_as_it_is_to_its_place(
+    name: str, place: Affine, shape: tuple[int, int, int], lengths: int
+) -> None:
+    own = {"crop_or_pad": {"shape": [lengths, 3, 0]}, "pad_to_multiple": {"multiple": [1, 4, 3]}}
+    chosen = TypeAdapter(STEPS[name]).validate_python(own.get(name, OPTIONS[name]))
+    before = noise(shape, place)
+    before.voxels[before.voxels < 500] = 0
+    after = chosen.forward(before)
+    # No two values are the same, none is 0, and what lies between two is none of them.
+    count = int(np.prod(after.grid.shape))
+    values = 1 / np.arange(1, count + 1, dtype=np.float32).reshape(1, *after.grid.shape)
+    back = chosen.backward(after.with_voxels(values), before.grid)
+    assert np.array_equal(back.affine, place)
+    into = np.linalg.inv(after.affine) @ place
+    for index in np.ndindex(*shape):
+        k, j, i = np.rint(into @ [*index, 1])[:3].astype(int)
+        inside = all(0 <= n < m for n, m in zip((k, j, i), after.grid.shape, strict=True))
+        assert back.voxels[0][index] == (values[0, k, j, i] if inside else 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 9999), levels=st.integers(2, 4), shape=st.tuples(*[st.integers(1, 8)] * 3)
+)
+@pytest.mark.parametrize("mask_name", THIN)
+def test_thinning_step_gives_no_voxel_another_label(
+    mask_name: str, seed: int, levels: int, shape: tuple[int, int, int]
+) -> None:
+    labels = np.random.default_rng(seed).integers(0, levels, shape).astype(np.uint8)
+    for options in (MASK_OPTIONS[mask_name], *THINNING.get(mask_name, ())):
+        chosen = TypeAdapter(MASKS[mask_name]).validate_python(options)
+        after = chosen.apply(Volume(labels, affine((1.0, 1.2, 0.9)))).voxels
+        assert ((after == labels) | (after == 0)).all()
 
 
 @settings(max_examples=12, deadline=None)
