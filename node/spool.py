@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from node.dicom.scp import Received
 
 _NOTE = "job.json"
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
+"""Bytes that are collected for one write: it goes on while the sender makes the next ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +282,7 @@ class Arriving:
         self._flushed = 0
 
     def write(self, fragment: memoryview) -> None:
-        """The next bytes of the data set. Most objects fit into one block, and one write."""
+        """The next bytes of the data set, written whenever a block is full."""
         self._crc32 = crc32(fragment, self._crc32)
         while fragment:
             part = fragment[: len(self._block) - self._filled]
