@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from node.domain.blame import blamed
 from node.domain.errors import InferenceError
@@ -20,17 +19,6 @@ Probabilities = NDArray[np.float32]
 """(classes, k, j, i)."""
 Labels = NDArray[np.uint8]
 """(k, j, i)."""
-
-
-def probable(logits: Probabilities, *, exclusive: bool) -> Probabilities:
-    """Probabilities from logits: softmax over the classes where they exclude one another, else
-    sigmoid. Slice by slice, so that a large volume takes no other one beside it.
-    """
-    found = np.empty_like(logits)
-    for k in range(logits.shape[1]):
-        part = logits[:, k]
-        found[:, k] = special.softmax(part, axis=0) if exclusive else special.expit(part)
-    return found
 
 
 def kept(probabilities: Probabilities, coverage: NDArray[Any], *, exclusive: bool) -> Probabilities:
@@ -71,6 +59,16 @@ def labelled(post: Sequence[MaskStep], prediction: Volume, first: int = 1) -> La
     if prediction.voxels.ndim != 3 or prediction.voxels.dtype != np.uint8:
         raise InferenceError("post steps: they give no labels; begin with threshold or argmax")
     return prediction.voxels
+
+
+def unseen(first: MaskStep, count: int, *, background: bool) -> int:
+    """The label of a voxel that was not looked at, by the step that makes labels.
+
+    There all of the ``count`` channels are 0; with ``background`` channel 0 is 1.
+    """
+    voxel = np.zeros((count, 1, 1, 1), np.float32)
+    voxel[0] = background
+    return int(first.apply(Volume(voxel, np.eye(4))).voxels.item())
 
 
 def channels(first: MaskStep, count: int) -> dict[int, int]:

@@ -26,13 +26,14 @@ from node.domain.volume import Volume
 from node.ensemble import Network, looks, mean
 from node.findings import Found, Label, Segmented, find
 from node.fitting import classes, fitted
+from node.labelling import labelling
 from node.manifest import Cascade
-from node.passage import passage
+from node.passage import Passage, passage
 from node.progress import Progress as Progress
-from node.progress import Relay
+from node.progress import rising, share
 from node.runtimes import Runtime, Session
 from node.steps import MaskStep
-from node.windows import Window
+from node.windows import Activation, Window, activated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +107,7 @@ class Engine:
         Raises InferenceError; NotAssessable where the first engine of a cascade found nothing and
         the manifest refuses then.
         """
-        return self._found(volumes, self.bundle.manifest.findings, (job_id, progress))
+        return self._found(volumes, self.bundle.manifest.findings, (job_id, rising(progress)))
 
     def predict(self, volumes: Mapping[str, Volume], progress: Progress | None = None) -> Volume:
         """Probabilities (c, k, j, i) float32 on the grid of the reference role's volume.
@@ -116,12 +117,13 @@ class Engine:
         cascade nothing is seen outside of the first engine's box. Raises InferenceError.
         """
         own = gathered(volumes, self.bundle.manifest.roles)
-        glance = self._glance(own, ("", progress))
+        glance = self._glance(own, ("", rising(progress)))
         if glance.nothing:
             source = own[self.bundle.manifest.roles[0]]
             count = max(1, classes(self.bundle.manifest, self.session))
             return source.with_voxels(np.zeros((count, *source.grid.shape), np.float32))
-        return self._answer(own, glance).prediction
+        way = passage(self.bundle.manifest, own, glance.box)
+        return self._answer(way, glance.progress).prediction
 
     def _found(
         self,
@@ -136,14 +138,8 @@ class Engine:
         notes = tuple(note for note in (self.bundle.together, *glance.notes) if note)
         if glance.nothing:
             return Found((), notes)
-        answer = self._answer(own, glance)
-        prediction = answer.prediction
-        segmented = Segmented(
-            labels=answer.labels(manifest.post),
-            probability=prediction.voxels,
-            grid=prediction.grid,
-            channels=channels(manifest.post[0], len(prediction.voxels)),
-        )
+        way = passage(manifest, own, glance.box)
+        segmented = self._decided(way, glance.progress) or self._judged(way, glance.progress)
         with blamed("findings"):
             found = find(segmented, wanted, manifest.engine.name, asked[0])
         return replace(found, notes=(*notes, *found.notes))
@@ -153,28 +149,68 @@ class Engine:
         cascade, first = self.bundle.manifest.cascade, self.first
         if first is None or cascade is None:
             return _Glance(progress=asked[1])
-        manifest, relay = first.bundle.manifest, Relay(asked[1])
+        manifest = first.bundle.manifest
         every = manifest.findings
         wanted = [one for one in every if not cascade.labels or one.label in cascade.labels]
         with blamed(f"cascade, {manifest.engine.name}"):
-            found = first._found(own, wanted, (asked[0], relay))
+            found = first._found(own, wanted, (asked[0], share(asked[1], 0, 2)))
         grid, reference = own[manifest.roles[0]].grid, own[self.bundle.manifest.roles[0]].grid
         box = around(found.findings, grid, reference, cascade.margin_mm)
         notes = tuple(f"{manifest.engine.name}: {note}" for note in found.notes)
+        progress = share(asked[1], 1, 2)
         if box is None:
             words = _blank(cascade, manifest.engine.name)
-            return _Glance(None, (*notes, words), relay.further, cascade.empty == "nothing")
+            nothing = cascade.empty == "nothing"
+            if nothing and progress:
+                progress(1, 1)
+            return _Glance(None, (*notes, words), progress, nothing)
         seen, whole = (" x ".join(map(str, shape)) for shape in (box.shape, reference.shape))
         words = f"looked at {seen} of {whole} voxels, around what {manifest.engine.name} found"
-        return _Glance(box, (*notes, words), relay.further)
+        return _Glance(box, (*notes, words), progress)
 
-    def _answer(self, own: Mapping[str, Volume], glance: _Glance) -> _Answer:
+    def _decided(self, way: Passage, progress: Progress | None) -> Segmented | None:
+        """Labels made where the network computes; None where the probabilities are needed."""
+        manifest = self.bundle.manifest
+        first, *others = manifest.post
+        count = classes(manifest, self.session)
+        rule = labelling(manifest, count)
+        if rule is None:
+            return None
+        with blamed("network"):
+            network = Network(self.session, self.window)
+            made = network.label(way.feeds, manifest.output.tensor, rule, progress)
+        if made is None:
+            return None
+        decided = way.decided(made, first, count)
+        return Segmented(
+            labels=labelled(others, decided.labels, first=2),
+            probability=decided.certainty,
+            grid=decided.labels.grid,
+            channels=dict.fromkeys(channels(first, count), 0),
+        )
+
+    def _judged(self, way: Passage, progress: Progress | None) -> Segmented:
+        """Labels made of every class's probability."""
+        post = self.bundle.manifest.post
+        answer = self._answer(way, progress)
+        prediction = answer.prediction
+        return Segmented(
+            labels=answer.labels(post),
+            probability=prediction.voxels,
+            grid=prediction.grid,
+            channels=channels(post[0], len(prediction.voxels)),
+        )
+
+    def _answer(self, way: Passage, progress: Progress | None) -> _Answer:
         """What all networks of this engine say together."""
         manifest = self.bundle.manifest
-        way = passage(manifest, own, glance.box)
-        answers = looks(self.networks, way.feeds, manifest.output.tensor, glance.progress)
+        output, networks = manifest.output, self.networks
+        after: Activation = output.activation if output.activated == "blended" else "none"
+        # A mean is that of logits, where logits are blended; else each network's are activated.
+        summed = manifest.ensemble.combine == "mean" and len(networks) > 1
+        answers = looks(networks, way.feeds, output.tensor, progress, "none" if summed else after)
         if manifest.ensemble.combine == "mean":
-            return _Answer(way.back(mean(answers)))
+            return _Answer(way.back(activated(mean(answers), after if summed else "none")))
         ballots: list[Labels] = []
         voxels = mean(_counted(way.back(answer), manifest.post, ballots) for answer in answers)
         return _Answer(replace(way.whole, voxels=voxels), ballots)

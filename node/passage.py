@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.alignment import aligned, same
-from node.answers import kept, kind_of, probable
+from node.answers import kept, kind_of, unseen
 from node.cascade import Box, cropped, put_back
 from node.domain.blame import blamed
 from node.domain.errors import InferenceError
 from node.domain.volume import Grid, Volume
+from node.gpu.canvas import Labelled
 from node.manifest import Input, Manifest, NetworkOutput, Preparation
-from node.steps import STEPS, Step
+from node.steps import STEPS, MaskStep, Step
+from node.windows import probable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,13 +42,10 @@ class Passage:
     exclusive: bool
 
     def back(self, answer: NDArray[np.float32]) -> Volume:
-        """Probabilities (c, k, j, i) on the whole source grid, of what was blended.
+        """Probabilities (c, k, j, i) on the whole source grid.
 
-        Raises InferenceError.
+        Of probabilities, or of logits where they are activated on that grid. Raises InferenceError.
         """
-        if self.output.activated == "blended":
-            with blamed("activation"):
-                answer = probable(answer, exclusive=self.exclusive)
         prediction = self._returned(answer)
         if self.output.activated == "source":
             with blamed("activation"):
@@ -55,6 +54,26 @@ class Passage:
             return prediction
         with blamed("cascade"):
             return put_back(prediction, self.box, self.whole, background=self.exclusive)
+
+    def decided(self, made: Labelled, first: MaskStep, count: int) -> Decided:
+        """Labels on the whole source grid, as ``first`` makes them of the probabilities there.
+
+        ``made`` are its labels of ``count`` channels on the networks' grid. Every step must be
+        exact. Raises InferenceError.
+        """
+        both = np.zeros((2, *made.labels.shape), np.float32)
+        if made.certainty is not None:
+            both[0] = made.certainty
+        # Labels go back counted from 1, so that 0 is where the steps kept nothing of the image.
+        np.add(made.labels, 1, out=both[1], dtype=np.float32)
+        back = self._returned(both)
+        _fill(back.voxels[1], unseen(first, count, background=False))
+        if self.box is not None:
+            with blamed("cascade"):
+                back = put_back(back, self.box, self.whole, background=self.exclusive)
+            _fill(back.voxels[1], unseen(first, count, background=self.exclusive))
+        labels = (back.voxels[1] - 1).astype(np.uint8)
+        return Decided(back.with_voxels(labels), back.voxels[:1])
 
     def _activated(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities where the steps kept the image; a logit of 0 elsewhere means nothing."""
@@ -65,6 +84,22 @@ class Passage:
     def _returned(self, answer: NDArray[np.float32]) -> Volume:
         volume = replace(self.reference.volume, voxels=answer)
         return returned(volume, self.reference, self.source)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decided:
+    """Labels (k, j, i) uint8, and the probability (1, k, j, i) float32 behind each of them.
+
+    Where a voxel was not looked at that is the highest of all channels, whatever its label.
+    """
+
+    labels: Volume
+    certainty: NDArray[np.float32]
+
+
+def _fill(marks: NDArray[np.float32], label: int) -> None:
+    """Where nothing came back to this label stands, counted from 1 as all are."""
+    marks[marks == 0] = label + 1
 
 
 def passage(manifest: Manifest, volumes: Mapping[str, Volume], box: Box | None) -> Passage:

@@ -82,6 +82,11 @@ class Planner:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
 
+    @property
+    def kernels(self) -> Path:
+        """Where the kernels of the sliding window are kept, compiled for a device."""
+        return self._plans.root / "kernels"
+
     def fetch(self, recipe: Recipe, *, alone: bool) -> bytes:
         """A plan, or one for a former driver while it is not there; where there is neither, and
         nothing else can serve, it is built now.
@@ -196,6 +201,11 @@ class _Shelf:
 
     planner: Planner
     alone: bool
+
+    @property
+    def kernels(self) -> Path:
+        """Where compiled kernels are kept."""
+        return self.planner.kernels
 
     def fetch(self, recipe: Recipe) -> bytes:
         """The plan of a recipe. Raises what ``Planner.fetch`` raises."""

@@ -12,6 +12,7 @@ name: another network, library, driver or card is another plan. Nothing here kno
                                used          its time of modification is that of the last use
     <root>/drafts/       what is being made; a process that dies leaves it, the next removes it
     <root>/quarantine/   what was damaged or did not load, each with reason.txt
+    <root>/kernels/      what else is compiled for a device; others keep it there
     <root>/locks/        one file a key, held while it is built; <key>.pin while it is in use
 """
 
@@ -44,7 +45,7 @@ PLAN, TIMING = "plan", "timing.cache"
 """What a build writes into its folder; the second it may read first."""
 _META, _USED, _REASON = "meta.json", "used", "reason.txt"
 _OLD = ".old"
-_FOLDERS = ("drafts", "quarantine", "locks")
+_FOLDERS = ("drafts", "quarantine", "locks", "kernels")
 _KIN = ("flavour", "version", "driver", "capability", "device", "memory")
 """Keys that agree in these may share what their builders measured."""
 _BETWEEN_S = 0.1

@@ -1,34 +1,33 @@
-"""How far a computation is when it has several parts: told as one that never goes back."""
+"""How far a computation is when it has several parts: told as one that never goes back.
+
+What is done of what is to do is a fraction; both numbers may change, but it never falls.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Called with the blocks done and the blocks to do."""
+"""Called with what is done, and with what there is to do: blocks, or parts of equal worth."""
 
 
 def share(progress: Progress | None, number: int, count: int) -> Progress | None:
-    """For part ``number`` of ``count`` that have equally many blocks."""
+    """For part ``number`` of ``count`` that count the same, whatever blocks each of them has."""
     if progress is None or count == 1:
         return progress
     return lambda done, total: progress(number * total + done, count * total)
 
 
-class Relay:
-    """Tells the first of two parts, and remembers how much that was for the second."""
+def rising(progress: Progress | None) -> Progress | None:
+    """Tells the most that was reached, where a part has to begin again."""
+    if progress is None:
+        return None
+    reached = (0, 1)
 
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._done = 0
+    def told(done: int, total: int) -> None:
+        nonlocal reached
+        if done * reached[1] >= reached[0] * total:
+            reached = (done, total)
+        progress(*reached)
 
-    def __call__(self, done: int, total: int) -> None:
-        """The first part tells."""
-        self._done = done
-        if self._progress:
-            self._progress(done, total)
-
-    def further(self, done: int, total: int) -> None:
-        """The second part tells: now there is more to do than the first part knew."""
-        if self._progress:
-            self._progress(self._done + done, self._done + total)
+    return told

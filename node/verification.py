@@ -26,6 +26,7 @@ from node.domain.tensor import Tensors
 from node.domain.volume import Volume
 from node.ensemble import Network
 from node.gates import Gate
+from node.labelling import labelling
 from node.probes import Probe, golden, golden_digest, noise, noise_volumes
 from node.runtimes import Named, Session, Sweeper
 from node.runtimes.onnx import Onnx
@@ -219,6 +220,16 @@ class _Trial:
         if self._compare(swept, first, {swept: second}, {swept: wanted}):
             pair = [one if window.logits else self._likely(one, 0) for one in (wanted, first)]
             self.pairs.append((self._labels(pair[0]), self._labels(pair[1])))
+            self._label(volumes, pair[0])
+
+    def _label(self, volumes: Tensors, wanted: NDArray[np.float32]) -> None:
+        """The labels that the candidate's device makes, where it will make them for studies."""
+        rule = labelling(self.entrant.bundle.manifest, len(wanted))
+        if rule is None:
+            return
+        made = self.entrant.network.label(volumes, self.entrant.output, rule, None)
+        if made is not None:
+            self.pairs.append((self._labels(wanted), made.labels))
 
     def gates(self) -> tuple[Gate, ...]:
         """Every gate, of equal ones the worst."""

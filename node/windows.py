@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,21 @@ from node.progress import Progress
 from node.sight import Flip, Window, tile
 from node.tiling import Lengths, Tiling
 
-__all__ = ["Infer", "Lengths", "Progress", "Tiling", "Window", "predict", "tile"]
+__all__ = [
+    "Activation",
+    "Infer",
+    "Lengths",
+    "Progress",
+    "Tiling",
+    "Window",
+    "activated",
+    "predict",
+    "probable",
+    "tile",
+]
 
+Activation = Literal["none", "sigmoid", "softmax"]
+"""What makes probabilities of logits; none: they are probabilities already."""
 Infer = Callable[[Tensors], Tensors]
 
 
@@ -57,6 +70,22 @@ def predict(
         for place in air:
             canvas.add_background(place)
     return canvas.finished()
+
+
+def activated(blended: NDArray[np.float32], activation: Activation) -> NDArray[np.float32]:
+    """Probabilities (classes, k, j, i) from what was blended."""
+    return blended if activation == "none" else probable(blended, exclusive=activation == "softmax")
+
+
+def probable(logits: NDArray[np.float32], *, exclusive: bool) -> NDArray[np.float32]:
+    """Probabilities from logits: softmax over the classes where they exclude one another, else
+    sigmoid. Slice by slice, so that a large volume takes no other one beside it.
+    """
+    found = np.empty_like(logits)
+    for k in range(logits.shape[1]):
+        part = logits[:, k]
+        found[:, k] = special.softmax(part, axis=0) if exclusive else special.expit(part)
+    return found
 
 
 def _common_shape(volumes: Mapping[str, NDArray[Any]]) -> Lengths:

@@ -76,6 +76,14 @@ def test_damaged_kernels_are_not_run_but_compiled_again(nvrtc: Nvrtc, tmp_path: 
         assert kept.read_bytes()[32:] == made
 
 
+def test_a_folder_that_cannot_be_used_costs_time_and_nothing_else(
+    nvrtc: Nvrtc, tmp_path: Path
+) -> None:
+    (tmp_path / "plans").write_text("a file")
+    made = kernels.image(UNKNOWN, tmp_path / "plans" / "kernels", nvrtc)
+    assert made == kernels.image(UNKNOWN, nvrtc=nvrtc)
+
+
 def test_another_compiler_or_device_gets_kernels_of_its_own(nvrtc: Nvrtc, tmp_path: Path) -> None:
     kernels.image(UNKNOWN, tmp_path, nvrtc)
     kernels.image(f"sm_{nvrtc.architectures[0]}", tmp_path, nvrtc)

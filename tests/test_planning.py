@@ -104,6 +104,17 @@ def test_where_nothing_else_serves_a_plan_is_built_at_once(yard: Yard) -> None:
     assert again.fetch(yard.recipe(), alone=True) == b"plan of fp16"
 
 
+def test_kernels_are_kept_beside_the_plans_and_count_as_none(yard: Yard) -> None:
+    planner = yard.planner()
+    planner.fetch(yard.recipe(), alone=True)
+    kept = planner.kernels / "kernels-1"
+    kept.write_bytes(b"cubin")
+    plans = Plans(yard.root / "plans", 1, yard.clock)
+    assert len(plans.kept()) == 1
+    plans.evict()
+    assert kept.read_bytes() == b"cubin"
+
+
 def test_a_plan_that_cannot_be_built_is_an_alarm_and_tried_again_a_day_later(yard: Yard) -> None:
     planner = yard.planner(FAILS)
     with pytest.raises(RuntimeUnavailable):

@@ -84,6 +84,13 @@ def test_outside_stays_fp32_and_answers_nearly_the_same(made: Path) -> None:
     assert np.corrcoef(wanted.ravel(), found.ravel())[0, 1] > 0.995
 
 
+def test_network_itself_is_left_as_it_was(made: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(made / "model.onnx"))
+    before = model.SerializeToString()
+    quantise(model, tmp_path / "model.int8.onnx", [{"x0": image(*SHAPE)}])
+    assert model.SerializeToString() == before
+
+
 def test_without_studies_there_are_no_ranges(tmp_path: Path) -> None:
     model = onnx.load(str(deep(tmp_path / "model.onnx", layers=4)))
     with pytest.raises(InferenceError, match="INT8 needs studies"):

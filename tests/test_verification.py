@@ -17,16 +17,19 @@ from node import bundle as bundles
 from node.bundle import Bundle
 from node.domain.errors import VerificationFailed
 from node.domain.tensor import Tensors, TensorSpec
+from node.domain.volume import Volume
 from node.engine import Engine
 from node.ensemble import Network
+from node.gpu.canvas import Labelled, Labelling
 from node.ladder import candidate_of
 from node.runtimes import Session
 from node.runtimes.onnx import Onnx
 from node.runtimes.openvino import OpenVino
+from node.steps.masks import Argmax
 from node.verdicts import Records, Verdict
 from node.verification import Candidate, Entrant, Reference, verify
 from node.windows import Window, predict
-from tests.engines.package import PARTS, brighter_than, network, package
+from tests.engines.package import PARTS, THRESHOLD, brighter_than, network, package
 
 LEVEL = 0.7
 """What the network finds is brighter: about a quarter of the noise."""
@@ -219,6 +222,38 @@ def test_a_window_that_is_swept_on_a_device_is_compared_with_ours(
     wrong = verify(served_by(made, Sweeping(session, shift=1)), reference)  # type: ignore[arg-type]
     assert right.passed
     assert {one.output for one in right.deviations} == {"probability", "probability over a volume"}
+    assert "agreement of labels" in failed(wrong)
+
+
+@dataclass
+class Labels(Sweeping):
+    """One that makes labels of it, too, and may be off by one voxel in that alone."""
+
+    beside: int = 0
+
+    def labels(
+        self,
+        volumes: Mapping[str, NDArray[Any]],
+        window: Window,
+        output: str,
+        rule: Labelling,
+        progress: object = None,
+    ) -> Labelled:
+        answer = predict(self.inner.infer, volumes, window, output)
+        found = Argmax(rule.labels).apply(Volume(answer, np.eye(4))).voxels
+        return Labelled(np.roll(found, self.beside, axis=-1), answer.max(axis=0))
+
+
+def test_labels_that_are_made_on_a_device_are_compared_with_ours(
+    tmp_path: Path, reference: Reference
+) -> None:
+    network(tmp_path / "model.onnx", [[0.0], [4.0]], [0.0, -4.0 * LEVEL], "Softmax")
+    parts = [one if one != THRESHOLD else '\n[[post]]\nkind = "argmax"\n' for one in PARTS]
+    made = bundles.read(package(tmp_path, *parts))
+    session = Onnx(threads=1).load(made.model)
+    right = verify(served_by(made, Labels(session)), reference)  # type: ignore[arg-type]
+    wrong = verify(served_by(made, Labels(session, beside=1)), reference)  # type: ignore[arg-type]
+    assert right.passed
     assert "agreement of labels" in failed(wrong)
 
 

@@ -25,6 +25,11 @@ class BuiltAnew:
     patience: float = 3600.0
     """Seconds that one build may take."""
 
+    @property
+    def kernels(self) -> Path | None:
+        """Nothing is kept."""
+        return None
+
     def fetch(self, recipe: Recipe) -> bytes:
         """The plan, built now. Raises what the builder says, and InferenceError."""
         with tempfile.TemporaryDirectory(prefix="plan-") as folder:

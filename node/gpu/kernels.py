@@ -54,9 +54,9 @@ def entry_points(text: str) -> tuple[str, ...]:
 def image(architecture: str, cache: Path | None = None, nvrtc: Nvrtc | None = None) -> bytes:
     """The kernels for an architecture ("sm_90"), as ``Device.kernels`` takes them.
 
-    ``cache`` is a folder for what was compiled; it is made when absent. Raises RuntimeUnavailable
-    when NVRTC is missing or the device is older than it supports, and InferenceError when the
-    kernels do not compile.
+    ``cache`` is a folder for what was compiled; it is made when absent, and where it cannot be used
+    nothing is kept. Raises RuntimeUnavailable when NVRTC is missing or the device is older than it
+    supports, and InferenceError when the kernels do not compile.
     """
     compiler = nvrtc or find()
     wanted = compiler.suited(architecture)
@@ -68,7 +68,10 @@ def image(architecture: str, cache: Path | None = None, nvrtc: Nvrtc | None = No
     if found is not None:
         return found
     made = compiler.compile(text, wanted)
-    _write(kept, made)
+    try:
+        _write(kept, made)
+    except OSError as error:
+        _LOG.warning("compiled kernels cannot be kept", why=str(error))
     _LOG.info("kernels compiled", architecture=wanted, nvrtc=compiler.words, bytes=len(made))
     return made
 
@@ -200,7 +203,7 @@ def _read(path: Path) -> bytes | None:
     """What was kept, when its hash is still right: it is about to run."""
     try:
         kept = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:  # absent, or a disk whose trouble the next to write will tell
         return None
     digest, made = kept[:32], kept[32:]
     if hashlib.sha256(made).digest() == digest:

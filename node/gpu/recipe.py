@@ -99,6 +99,10 @@ class Recipe:
 class PlanStore(Protocol):
     """Where plans come from."""
 
+    @property
+    def kernels(self) -> Path | None:
+        """A folder for the window's kernels, compiled for a device; None: nothing is kept."""
+
     def fetch(self, recipe: Recipe) -> bytes:
         """The plan of a recipe, kept from before or built now; its hash has been checked.
 

@@ -8,6 +8,7 @@ back.
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from node.domain.errors import NodeError
@@ -34,13 +35,14 @@ class Workplace:
         """Load a plan. Raises InferenceError when it is not one for this library and device."""
         return Plan(self.library, self.device, self._runtime, content).sharing(self.scratch)
 
-    def kernels(self) -> Kernels:
+    def kernels(self, cache: Path | None = None) -> Kernels:
         """The kernels of the sliding window, compiled for the device the first time.
 
-        Raises RuntimeUnavailable without NVRTC, and InferenceError.
+        ``cache`` is a folder where what is compiled is kept. Raises RuntimeUnavailable without
+        NVRTC, and InferenceError.
         """
         if self._kernels is None:
-            image = kernels.image(self.device.card.architecture)
+            image = kernels.image(self.device.card.architecture, cache)
             self._kernels = self.device.kernels(image)
         return self._kernels
 

@@ -145,7 +145,8 @@ class Kept:
                 content = self.plans.fetch(wanted)
                 plan = place.plan(content)
             words = _words(place, wanted, content)
-            session = TensorRtSession(place, plan, words, wanted.model.name)
+            kept = self.plans.kernels
+            session = TensorRtSession(place, plan, words, wanted.model.name, kept)
             failing.pop_all()
         return session
 
@@ -165,8 +166,11 @@ class TensorRtSession:
     words: str
     """What computes, for the results."""
 
-    def __init__(self, place: Workplace, plan: Plan, words: str, name: str) -> None:
+    def __init__(
+        self, place: Workplace, plan: Plan, words: str, name: str, kernels: Path | None = None
+    ) -> None:
         self._place = place
+        self._kernels = kernels
         self._plan: Plan | None = plan
         self._name = name
         self._exchange = Exchange(place.device, plan)
@@ -257,5 +261,5 @@ class TensorRtSession:
 
         plan = self._live()
         if self._sweep is None:
-            self._sweep = Sweep(self._place.device, self._place.kernels(), plan)
+            self._sweep = Sweep(self._place.device, self._place.kernels(self._kernels), plan)
         return self._sweep

@@ -6,7 +6,7 @@ options), and one line in ``STEPS`` or ``MASKS``. The contract tests then exerci
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from node.domain.volume import Grid, Volume
 from node.steps.intensity import (
@@ -43,6 +43,9 @@ from node.steps.spatial import (
 class Step(Protocol):
     """Before the network: a volume becomes another volume."""
 
+    exact: ClassVar[bool]
+    """Whether ``backward`` copies values as they are and makes none, so that labels can go back."""
+
     def forward(self, volume: Volume) -> Volume:
         """The changed volume, with an affine that says where its voxels lie now."""
 
@@ -55,6 +58,9 @@ class Step(Protocol):
 
 class MaskStep(Protocol):
     """After the network, on the source grid."""
+
+    thins: ClassVar[bool]
+    """Whether it only takes labels away: no voxel gets one that it had not."""
 
     def apply(self, prediction: Volume) -> Volume:
         """Probabilities (c, k, j, i) float32 or labels (k, j, i) uint8 become labels (k, j, i)."""

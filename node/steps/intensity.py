@@ -7,7 +7,7 @@ without contrast becomes 0.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -24,6 +24,8 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 class _InPlace:
     """What the intensity steps share: the way back."""
+
+    exact: ClassVar[bool] = True
 
     def backward(self, prediction: Volume, before: Grid) -> Volume:
         """The prediction itself. Raises InferenceError when its grid is not the one before."""

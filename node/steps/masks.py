@@ -8,7 +8,7 @@ holds it. Sizes are in millilitres and millimetres, so they mean the same on eve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ class Threshold:
 
     Where several channels reach theirs, the most probable one wins, then the first.
     """
+
+    thins: ClassVar[bool] = False
 
     value: Annotated[float, Field(ge=0, le=1)] | tuple[Annotated[float, Field(ge=0, le=1)], ...] = (
         0.5
@@ -84,6 +86,8 @@ class Threshold:
 class Argmax:
     """The most probable channel of each voxel decides; of equal ones the first."""
 
+    thins: ClassVar[bool] = False
+
     labels: tuple[Label, ...] = ()
     """The label of each channel. Empty: a channel's number, so that channel 0 is background."""
 
@@ -99,6 +103,8 @@ class Argmax:
 @dataclass(frozen=True, config=_STRICT)
 class LargestComponent:
     """Of each label only the largest connected part stays; of equal ones the first."""
+
+    thins: ClassVar[bool] = True
 
     connectivity: Connectivity = 26
     """Neighbours that count as connected: 6 (faces), 18 (edges too) or 26 (corners too)."""
@@ -124,6 +130,8 @@ class LargestComponent:
 @dataclass(frozen=True, config=_STRICT)
 class RemoveSmall:
     """Connected parts that are smaller than a volume, or than a number of voxels, vanish."""
+
+    thins: ClassVar[bool] = True
 
     minimum_ml: Annotated[float, Field(ge=0)] = 0.0
     """The smallest volume that stays, millilitres."""
@@ -152,6 +160,8 @@ class RemoveSmall:
 class FillHoles:
     """Background that a label encloses becomes that label; other labels inside stay."""
 
+    thins: ClassVar[bool] = False
+
     within: Literal["slice", "volume"] = "slice"
     """Enclosed within its slice, or on all sides in 3-D."""
     connectivity: Connectivity = 6
@@ -179,6 +189,8 @@ class FillHoles:
 class Closing:
     """Gaps narrower than twice a radius are bridged; other labels stay."""
 
+    thins: ClassVar[bool] = False
+
     radius_mm: Annotated[float, Field(gt=0)]
     """Radius of the ball, mm."""
 
@@ -197,6 +209,8 @@ class Closing:
 @dataclass(frozen=True, config=_STRICT)
 class Opening:
     """Parts narrower than twice a radius vanish."""
+
+    thins: ClassVar[bool] = True
 
     radius_mm: Annotated[float, Field(gt=0)]
     """Radius of the ball, mm."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,8 @@ class NnunetCrop:
     A volume of nothing but 0 stays whole.
     """
 
+    exact: ClassVar[bool] = True
+
     def forward(self, volume: Volume) -> Volume:
         """The part of the volume in the box, exactly copied."""
         volume = volume.with_voxels(finite(volume.voxels))
@@ -74,6 +76,8 @@ class NnunetNormalise:
 
     Every option has one entry for each channel, or one for all of them.
     """
+
+    exact: ClassVar[bool] = True
 
     schemes: Annotated[tuple[Scheme, ...], Field(min_length=1)]
     """``ct``: clipped to low and high, then mean and deviation of the training images. ``zscore``:
@@ -148,6 +152,8 @@ class NnunetResample:
     wanted one as whole numbers of voxels allow.
     """
 
+    exact: ClassVar[bool] = False
+
     spacing: tuple[
         Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]
     ]
@@ -221,6 +227,8 @@ class Regions:
 
     Unlike ``threshold`` it is not the most probable region that wins but the last one.
     """
+
+    thins: ClassVar[bool] = False
 
     labels: Annotated[tuple[Label, ...], Field(min_length=1)]
     """The label that each channel paints, in order."""

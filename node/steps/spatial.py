@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,8 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 class _OnGrid:
     """What the spatial steps share: the way back."""
+
+    exact: ClassVar[bool] = True
 
     def backward(self, prediction: Volume, before: Grid) -> Volume:
         """The prediction on the grid before: copied, or interpolated linearly where spacing
@@ -120,6 +122,8 @@ class Transpose(_OnGrid):
 class Resample:
     """Another spacing, and if wished another shape, about the centre of the image."""
 
+    exact: ClassVar[bool] = False
+
     spacing: Millimetres
     """Spacing of slices, rows and columns [k, j, i], mm; 0 keeps the axis as it is."""
     shape: Lengths = (0, 0, 0)
@@ -167,6 +171,8 @@ class Resample:
 @dataclass(frozen=True, config=_STRICT)
 class Resize:
     """Another number of voxels over the same part of the patient."""
+
+    exact: ClassVar[bool] = False
 
     shape: Lengths
     """Number of slices, rows and columns [k, j, i]; 0 keeps the axis as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from node.gpu.anew import BuiltAnew
 from node.gpu.recipe import Recipe
@@ -14,6 +15,7 @@ class Shelf:
     def __init__(self) -> None:
         self.plans: dict[str, bytes] = {}
         self.built = 0
+        self.kernels: Path | None = None
         self.rejected: list[str] = []
         self._builder = BuiltAnew()
 

@@ -21,9 +21,12 @@ from onnx.reference import ReferenceEvaluator
 from pydantic import TypeAdapter, ValidationError
 
 from node.domain.errors import InferenceError, RuntimeUnavailable
-from node.runtimes import RUNTIMES, Named, Runtime, Session, Sweeper
+from node.domain.volume import Volume
+from node.gpu.canvas import Labelling
+from node.runtimes import RUNTIMES, Labeller, Named, Runtime, Session, Sweeper
 from node.runtimes.tolerances import TOLERANCES
-from node.windows import Window, predict
+from node.steps.masks import Threshold
+from node.windows import Activation, Window, predict
 from tests.runtimes.networks import SAMPLES, Feeds, doubling, mismatching, planar, spatial
 
 
@@ -274,6 +277,28 @@ def test_sweep_of_its_own_means_what_the_window_means(
     found = session.sweep(volume, window, "probability")
     wanted = predict(session.infer, volume, window, "probability")
     assert TOLERANCES[kind, "fp32"].admits(found, wanted)
+
+
+def test_labels_of_its_own_are_those_of_its_sweep(
+    runtime: Runtime, kind: str, tmp_path: Path
+) -> None:
+    spatial(tmp_path / "m.onnx")
+    session: Session = runtime.load(tmp_path / "m.onnx")
+    if not isinstance(session, Labeller) or not isinstance(session, Sweeper):
+        pytest.skip(f"{kind} leaves labels to the host")
+    volume = {"image": np.random.default_rng(1).random((1, 20, 17, 9), np.float32)}
+    window = Window("patch", patch=(8, 8, 8), fixed_batch=True)
+    activations: tuple[Activation, ...] = ("none", "sigmoid")
+    for after in activations:
+        swept = session.sweep(volume, window, "probability", None, after)
+        value = float(np.median(swept))
+        rule = Labelling(values=(value,) * len(swept), certainty=True, after=after)
+        made = session.labels(volume, window, "probability", rule)
+        wanted = Threshold(rule.values).apply(Volume(swept, np.eye(4))).voxels
+        assert np.array_equal(made.labels, wanted)
+        assert made.certainty is not None
+        highest = np.where(swept >= np.float32(value), swept, 0).max(axis=0)
+        assert np.array_equal(made.certainty, highest)
 
 
 def test_every_runtime_has_a_tolerance() -> None:
