@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from node.domain.errors import RuntimeUnavailable
-from node.gpu.cuda import kernel_driver
-from node.gpu.device import Card, open_device
+from node.gpu.cuda import kernel_driver, open_device
+from node.gpu.device import Card
 from node.gpu.probing import Probe, understood
 from tests.places import tool
 

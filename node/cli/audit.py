@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from node.cli.options import ConfigOption, JsonOption, configuration
-from node.cli.printing import complain, emit
+from node.cli.printing import complain, emit, local_time
 from node.domain.errors import ConfigError, Fault, NodeError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _holds(ledger: Ledger, digest: str) -> bool:
 def _sentence(proof: ChainProof, fault: str) -> str:
     if proof.broken is not None:
         event = proof.broken
-        return f"BROKEN at event {event.id} of {_time(event.at)} ({event.kind}): {fault}"
+        return f"BROKEN at event {event.id} of {local_time(event.at)} ({event.kind}): {fault}"
     if fault:
         return f"BROKEN: {fault}; the last event here is {_shown(proof.head)}"
     before = f", {proof.before} of them from before there was a chain" if proof.before else ""
@@ -112,11 +112,9 @@ def _sentence(proof: ChainProof, fault: str) -> str:
 
 
 def _shown(head: Head) -> str:
-    return f"event {head.id} of {_time(head.at)}, {head.chain}" if head.id else "none: no events"
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
+    return (
+        f"event {head.id} of {local_time(head.at)}, {head.chain}" if head.id else "none: no events"
+    )
 
 
 def _at(text: str, option: str, default: float) -> float:

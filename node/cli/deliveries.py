@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import ConfigOption, JsonOption, configuration, operator
-from node.cli.printing import emit, say
+from node.cli.options import ConfigOption, JsonOption, configuration, existing_ledger, operator
+from node.cli.printing import emit, local_time, say
 from node.domain.errors import NodeError
 from node.domain.event import EventKind
 from node.domain.job import (
@@ -24,7 +22,7 @@ from node.domain.job import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from node.ledger import Books, Ledger
+    from node.ledger import Books
     from node.ledger.deliveries import DeliveryRow
 
 IdsArgument = Annotated[
@@ -84,7 +82,7 @@ def deliveries(
     as_json: JsonOption = False,
 ) -> None:
     """List where every result stands at every destination, the oldest first."""
-    with _ledger(config) as ledger, ledger.read() as books:
+    with existing_ledger(config) as ledger, ledger.read() as books:
         rows = books.deliveries.listed([state] if state else (), destination)
     emit(rows, as_json, "\n".join(line for row in rows for line in _lines(row)))
 
@@ -144,7 +142,7 @@ def _decide(choice: _Choice, order: _Order, config: Path | None) -> None:
 
     if choice.every == bool(choice.ids):
         raise typer.BadParameter("name deliveries, or say --all", param_hint="IDS")
-    with _ledger(config) as ledger, ledger.write() as books:
+    with existing_ledger(config) as ledger, ledger.write() as books:
         rows = _chosen(books, choice)
         for row in rows:
             _refuse_unfit(row, order.happened)
@@ -196,23 +194,5 @@ def _apply(books: Books, row: DeliveryRow, order: _Order) -> None:
 
 def _when(row: DeliveryRow) -> str:
     if row.state is DeliveryState.WAITING:
-        return f"next try {_time(row.due_at)}"
-    return f"sent {_time(row.sent_at)}" if row.sent_at else ""
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
-
-
-@contextmanager
-def _ledger(config: Path | None) -> Iterator[Ledger]:
-    from node.ledger import Ledger
-
-    path = configuration(config).node.state / "ledger.sqlite"
-    if not path.exists():
-        raise NoSuchDelivery(f"{path} is not there: the node of this configuration has not run yet")
-    ledger = Ledger.open(path)
-    try:
-        yield ledger
-    finally:
-        ledger.close()
+        return f"next try {local_time(row.due_at)}"
+    return f"sent {local_time(row.sent_at)}" if row.sent_at else ""

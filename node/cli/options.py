@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from node.domain.errors import NodeError
+
 if TYPE_CHECKING:
     from node.config import Config
+    from node.ledger import Ledger
+
+
+class NoLedger(NodeError):
+    """The node of a configuration has not run yet."""
+
 
 ConfigOption = Annotated[
     Path | None,
@@ -46,3 +56,18 @@ def operator() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return f"user {os.geteuid()}"
+
+
+@contextmanager
+def existing_ledger(given: Path | None) -> Iterator[Ledger]:
+    """The ledger of a configuration's node. Raises NoLedger where there is none yet."""
+    from node.ledger import Ledger
+
+    path = configuration(given).node.state / "ledger.sqlite"
+    if not path.exists():
+        raise NoLedger(f"{path} is not there: the node of this configuration has not run yet")
+    ledger = Ledger.open(path)
+    try:
+        yield ledger
+    finally:
+        ledger.close()

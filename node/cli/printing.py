@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -43,6 +43,11 @@ def emit(value: object, as_json: bool, shown: RenderableType | None = None) -> N
 def say(text: str) -> None:
     """Print a line as it is, brackets and all."""
     output().print(text)
+
+
+def local_time(at: float) -> str:
+    """Seconds since the epoch as this machine's clock on the wall shows them."""
+    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 def complain(error: NodeError | str) -> None:

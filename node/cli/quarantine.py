@@ -6,13 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from node.cli.options import ConfigOption, JsonOption, configuration, operator
-from node.cli.printing import emit, say
+from node.cli.printing import emit, local_time, say
 from node.domain.errors import HeaderError, NodeError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def entries(
     table.columns[4].overflow = table.columns[5].overflow = "fold"
     for row in rows:
         table.add_row(
-            str(row.id), _time(row.at), row.kind, row.state, row.sop_instance_uid, row.reason
+            str(row.id), local_time(row.at), row.kind, row.state, row.sop_instance_uid, row.reason
         )
     emit(rows, as_json, table)
 
@@ -78,9 +77,9 @@ def show(number: NumberArgument, config: ConfigOption = None, as_json: JsonOptio
         entry = books.quarantine.row(number)
     if entry is None:
         raise NotInQuarantine(f"nothing has the number {number}: see ai-node quarantine list")
-    told = asdict(entry) | {"since": _time(entry.at)} | _provenance(entry)
+    told = asdict(entry) | {"since": local_time(entry.at)} | _provenance(entry)
     if entry.closed_at is not None:
-        told["closed"] = _time(entry.closed_at)
+        told["closed"] = local_time(entry.closed_at)
     shown = {key: value for key, value in told.items() if value not in ("", None)}
     emit(told if as_json else shown, as_json)
 
@@ -129,16 +128,12 @@ def _provenance(entry: Entry) -> dict[str, object]:
         "peer": arrival.peer,
         "calling_ae": arrival.calling_ae,
         "address": arrival.address,
-        "received": _time(arrival.received_at),
+        "received": local_time(arrival.received_at),
         "sop_class_uid": arrival.sop_class_uid,
         "transfer_syntax_uid": arrival.transfer_syntax_uid,
         "sha256": arrival.sha256,
         "bytes": size,
     }
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 @contextmanager

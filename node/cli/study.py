@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import ConfigOption, JsonOption, configuration, operator
-from node.cli.printing import emit, say
+from node.cli.options import ConfigOption, JsonOption, configuration, existing_ledger, operator
+from node.cli.printing import emit, local_time, say
 from node.domain.errors import NodeError
 
 if TYPE_CHECKING:
@@ -19,17 +17,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from node.domain.job import JobEvent
-    from node.ledger import Books, Ledger
+    from node.ledger import Books
     from node.ledger.jobs import JobRow
     from node.story import JobStory, Story
 
 
 class NoSuchJob(NodeError):
     """Nothing has this number, or nothing that can be done is left to do."""
-
-
-class NoLedger(NodeError):
-    """The configuration's state folder has no ledger yet."""
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +43,7 @@ def jobs(
     """List jobs, the newest first."""
     from rich.table import Table
 
-    with _ledger(config) as ledger, ledger.read() as books:
+    with existing_ledger(config) as ledger, ledger.read() as books:
         rows = books.jobs.recent(limit, state)
     table = Table("created", "state", "engine", "attempts", "study", "reason")
     # A UID is copied from here into ``why``, so it is folded rather than cut off.
@@ -57,7 +51,7 @@ def jobs(
     for row in rows:
         job = row.job
         table.add_row(
-            _time(job.created_at),
+            local_time(job.created_at),
             job.state,
             job.engine,
             str(job.attempts),
@@ -77,7 +71,7 @@ def why(
     """Say what happened to a study and why, on one page."""
     from node.story import tell
 
-    with _ledger(config) as ledger:
+    with existing_ledger(config) as ledger:
         stories = tell(ledger, number)
     emit(stories, as_json, "\n\n".join("\n".join(page(story)) for story in stories))
 
@@ -112,7 +106,7 @@ def _intervene(number: str, event: JobEvent, reason: str, config: Path | None) -
     from node.domain.job import JOB_TRANSITIONS
 
     now, actor = time.time(), operator()
-    with _ledger(config) as ledger, ledger.write() as books:
+    with existing_ledger(config) as ledger, ledger.write() as books:
         rows = _jobs_of(books, number)
         fitting = [row for row in rows if (row.job.state, event) in JOB_TRANSITIONS]
         if not fitting:
@@ -146,13 +140,13 @@ def page(story: Story) -> Iterator[str]:
     study = story.study
     count = sum(series.instances for series in story.series)
     yield f"study {study.study_uid}" + (f" (accession {study.accession})" * bool(study.accession))
-    yield f"  received   {_time(story.first_at)}  {count} instances, last from {study.peer}"
+    yield f"  received   {local_time(story.first_at)}  {count} instances, last from {study.peer}"
     if study.completed_at is None:
-        yield f"  complete   not yet: the last instance came {_time(study.last_at)}"
+        yield f"  complete   not yet: the last instance came {local_time(study.last_at)}"
     else:
-        yield f"  complete   {_time(study.completed_at)}  by {study.rule}"
+        yield f"  complete   {local_time(study.completed_at)}  by {study.rule}"
     if study.opened_at is not None and study.completed_at is not None:
-        yield f"  reopened   {_time(study.opened_at)}  something new arrived since"
+        yield f"  reopened   {local_time(study.opened_at)}  something new arrived since"
     for series in story.series:
         yield (
             f"  series {series.number or '?':<4} {series.modality or '?':<3} "
@@ -163,7 +157,7 @@ def page(story: Story) -> Iterator[str]:
     if story.events:
         yield "  events"
     for event in story.events:
-        yield f"    {_time(event.at)}  {event.kind}: {event.words}"
+        yield f"    {local_time(event.at)}  {event.kind}: {event.words}"
 
 
 def _job_lines(story: JobStory) -> Iterator[str]:
@@ -187,7 +181,7 @@ def _job_lines(story: JobStory) -> Iterator[str]:
     for result in story.results:
         yield f"    made {result.kind} {result.sop_instance_uid}"
     for row in story.deliveries:
-        when = _time(row.sent_at) if row.sent_at else f"next try {_time(row.due_at)}"
+        when = local_time(row.sent_at) if row.sent_at else f"next try {local_time(row.due_at)}"
         yield (
             f"    {row.result.kind} to {row.destination}: {row.state}, {when}, "
             f"attempts {row.attempts}" + (f", {row.reason}" * bool(row.reason))
@@ -200,21 +194,3 @@ def _finding_lines(findings: Iterable[dict[str, object]]) -> Iterator[str]:
         assert isinstance(numbers, dict)  # noqa: S101 - as the pipeline wrote it
         values = ", ".join(f"{name} {value:.1f}" for name, value in numbers.items())
         yield f"    found {finding['tracking_id']}: {values}"
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
-
-
-@contextmanager
-def _ledger(config: Path | None) -> Iterator[Ledger]:
-    from node.ledger import Ledger
-
-    path = configuration(config).node.state / "ledger.sqlite"
-    if not path.exists():
-        raise NoLedger(f"{path} is not there: the node of this configuration has not run yet")
-    ledger = Ledger.open(path)
-    try:
-        yield ledger
-    finally:
-        ledger.close()

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from node.domain.errors import InferenceError, JobCancelled, NodeError
-from node.gpu.device import open_device
+from node.gpu.cuda import open_device
 from node.gpu.libraries import Library, load_library
 from node.gpu.progress import Report, monitor, unreported
 from node.gpu.recipe import Precision, Profile, Recipe, Settings, read_order

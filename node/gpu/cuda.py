@@ -39,10 +39,11 @@ _NON_BLOCKING = 1
 _KERNEL_MODULE = Path("/proc/driver/nvidia/version")
 
 
-def connect(index: int) -> Device:
-    """A GPU by its number, for the calling thread.
+def open_device(index: int = 0) -> Device:
+    """A GPU by its number (as nvidia-smi counts), for the calling thread.
 
-    Raises RuntimeUnavailable when pycuda, the driver or the device is missing.
+    Raises RuntimeUnavailable when pycuda, the driver or the device is missing; one sentence says
+    which, and what brings it.
     """
     cuda = _pycuda()
     number_as_the_driver()

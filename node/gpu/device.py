@@ -4,7 +4,7 @@ Everything that touches the device goes through ``Device``: memory, copies, kern
 What a sliding window (``sweep.py``, ``kernels.py``) and a plan (``plan.py``) may count on:
 
 ======================================  ===========================================================
-``open_device(index)``                  a Device; the calling thread owns it until ``close``
+``cuda.open_device(index)``             a Device; the calling thread owns it until ``close``
 ``device.card``                         index, name, compute capability, driver, total bytes
 ``device.stream``                       the handle (int) of the one stream on which everything runs
 ``device.memory()``                     (free, total) bytes of the device now, other processes too
@@ -160,14 +160,3 @@ def number_as_the_driver() -> None:
     It counts once, when it is first asked in a process.
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-
-
-def open_device(index: int = 0) -> Device:
-    """A GPU by its number (as nvidia-smi counts), for the calling thread.
-
-    Raises RuntimeUnavailable when pycuda, the driver or the device is missing; one sentence says
-    which, and what brings it.
-    """
-    from node.gpu.cuda import connect
-
-    return connect(index)

@@ -19,8 +19,8 @@ from functools import cache
 from typing import Any
 
 from node.domain.errors import InferenceError, RuntimeUnavailable
-from node.gpu.cuda import kernel_driver
-from node.gpu.device import Card, number_as_the_driver, open_device
+from node.gpu.cuda import kernel_driver, open_device
+from node.gpu.device import Card, number_as_the_driver
 from node.gpu.libraries import FLAVOURS, Library, load_library
 from node.gpu.recipe import Flavour
 

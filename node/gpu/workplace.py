@@ -13,7 +13,8 @@ from typing import Any
 
 from node.domain.errors import NodeError
 from node.gpu import kernels
-from node.gpu.device import Device, Kernels, open_device
+from node.gpu.cuda import open_device
+from node.gpu.device import Device, Kernels
 from node.gpu.libraries import Library
 from node.gpu.plan import Plan, Scratch
 

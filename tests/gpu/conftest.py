@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from node.gpu.device import Card, Device, open_device
+from node.gpu.cuda import open_device
+from node.gpu.device import Card, Device
 from node.gpu.libraries import Library, load_library
 from node.gpu.probing import probe
 from node.gpu.recipe import PlanStore

@@ -171,7 +171,7 @@ _POKE = """
 _LOSE = f"""
 import sys
 from node.domain.errors import DeviceLost
-from node.gpu.device import open_device
+from node.gpu.cuda import open_device
 device = open_device(int(sys.argv[1]))
 kernels = device.kernels({_POKE.encode()!r})
 kernels.launch("poke", (1, 1, 1), (1, 1, 1))
