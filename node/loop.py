@@ -82,9 +82,13 @@ class Loop:
         if not self._stirred.wait(pause) or not self.gather_s:
             return
         until = self.stopwatch() + LONGEST_GATHER_S
-        while self._stirred.is_set() and not self._stopping.is_set() and self.stopwatch() < until:
+        while True:
             self._stirred.clear()
-            self._stirred.wait(self.gather_s)
+            # Not woken by every ring meanwhile: a thousand a second would cost more than they say.
+            if self._stopping.wait(self.gather_s) or not self._stirred.is_set():
+                return
+            if self.stopwatch() >= until:
+                return
 
     def _yield(self) -> None:
         if self.niceness:

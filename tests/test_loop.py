@@ -102,7 +102,7 @@ def test_a_loop_that_is_never_left_alone_works_all_the_same() -> None:
         loop.wake()
         return float(next(now))
 
-    loop = Loop("test", step, lambda: None, lambda: 1.0, stopwatch=stopwatch, gather_s=60.0)
+    loop = Loop("test", step, lambda: None, lambda: 1.0, stopwatch=stopwatch, gather_s=0.001)
     loop.run()
     assert len(steps) == 3
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper, save
 
 from tests.acceptance.hospital import SPEC, small_study
 from tests.cli.conftest import Said
 from tests.cli.conftest import ai_node as ai_node
 from tests.cli.conftest import own_logging as own_logging
 from tests.cli.shop import Shop, opened
-from tests.engines.package import brighter_than
 from tests.places import ROOT
 
 GUIDE = (ROOT / "engines/README.md").read_text(encoding="utf-8")
@@ -39,11 +39,35 @@ def present(words: list[str]) -> bool:
     return True
 
 
+def network(path: Path) -> None:
+    """Finds what is bright by five convolutions, so that INT8 has something to gain."""
+    names = [f"c{n}" for n in range(5)]
+    nodes, weights = [], []
+    for n, name in enumerate(names):
+        kernel = np.full((1, 1, 1, 1), 20.0 if n == 4 else 1.0, np.float32)
+        bias = np.full(1, -40.0 if n == 4 else 0.0, np.float32)
+        weights += [numpy_helper.from_array(kernel, f"{name}w")]
+        weights += [numpy_helper.from_array(bias, f"{name}b")]
+        given = names[n - 1] if n else "image"
+        nodes.append(helper.make_node("Conv", [given, f"{name}w", f"{name}b"], [name]))
+    nodes.append(helper.make_node("Sigmoid", [names[-1]], ["probability"]))
+    shape = ["batch", 1, "rows", "columns"]
+    graph = helper.make_graph(
+        nodes,
+        "bright",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, shape)],
+        weights,
+    )
+    opset = [helper.make_opsetid("", 17)]
+    save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+
+
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A folder with all that the guide names: the network, a study, masks."""
     shop = opened(tmp_path)
-    brighter_than(tmp_path / "lesion.onnx", 2.0, steepness=20.0)
+    network(tmp_path / "lesion.onnx")
     shop.study()
     shop.study(small_study(SPEC), "studies/one")
     (tmp_path / "masks").mkdir()
@@ -68,7 +92,9 @@ def test_every_command_of_the_guide_does_what_it_says(
             (package / "CARD.md").write_text("# Model card: lesion\n")
         if present(words):
             said = ai_node(*words)
-            assert said.code == 0, f"{words}: {said.err}"
+            # The guide says what becomes of a variant that loses too much.
+            unkept = words[1] == "variants" and "int8 FAILED and was not kept" in said.out
+            assert said.code == 0 or unkept, f"{words}: {said.err}"
             done.append(words[1])
     assert [one.mode for one in shop.settings.engines if one.package == "lesion"] == ["live"]
     assert {"add", "show", "try", "verify", "enable", "list"} <= set(done)
