@@ -11,9 +11,8 @@ import select
 from collections.abc import Callable
 from pathlib import Path
 
-
 _PAUSE_S = 0.05
-"""Rings that come so close together are heard as one: a sender may ring a thousand times a second."""
+"""Seconds in which rings are heard as one: a sender may ring a thousand times a second."""
 
 
 class Bell:
