@@ -37,3 +37,16 @@ def test_what_lies_where_the_bell_belongs_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "bell").write_text("no pipe")
     Bell(tmp_path / "bell").ring()
     assert (tmp_path / "bell").is_fifo()
+
+
+def test_a_bell_is_heard_by_whoever_listens_next(tmp_path: Path) -> None:
+    bell = Bell(tmp_path / "bell")
+    for _ in range(3):
+        ear, heard = bell.listen(), threading.Event()
+        bell.ring()
+        thread = threading.Thread(target=ear.run, args=(heard.set,))
+        thread.start()
+        assert heard.wait(10)
+        ear.close()
+        thread.join(10)
+        bell.ring()
