@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,8 @@ _LINEAR = frozenset(
 _LOUD = 20.0
 """Amplitude of noise at which logits leave the range of probabilities."""
 _CLOSE = 1e-3
+_MOST_VALUES = 1 << 27
+"""Numbers in an input of a trial: 512 slices, rows and columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +138,18 @@ class _Trials:
 
     def _run(self, feed: _Feed, amplitude: float) -> Tensors | None:
         """The network's answers; None when it cannot be fed like this."""
+        shapes = {one.name: feed.shape(feed.channels[one.name]) for one in self._signature.inputs}
+        if max(map(prod, shapes.values())) > _MOST_VALUES:
+            raise ImportRefused(f"its inputs are too large to try them on noise: {shapes}")
         noise = {
-            one.name: _noise(feed.shape(feed.channels[one.name]), one.dtype, amplitude)
+            one.name: _noise(shapes[one.name], one.dtype, amplitude)
             for one in self._signature.inputs
         }
         try:
             return self._session.infer(noise)
         except InferenceError as error:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in noise.items())
-            self._failure = self._failure or f"it cannot be run on noise ({shapes}): {error}"
+            shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            self._failure = self._failure or f"it cannot be run on noise ({shown}): {error}"
             return None
 
     def _formed(self, feed: _Feed, fitting: list[str], answers: Tensors) -> Form:

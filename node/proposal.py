@@ -71,20 +71,26 @@ class Proposal:
 
 
 def _lines(block: Block) -> Iterator[str]:
-    yield from (f"# {line}" for line in block.comment.splitlines())
+    yield from (f"# {_plain(line)}" for line in block.comment.splitlines())
     yield f"[[{block.name}]]" if block.many else f"[{block.name}]"
     for key, value in block.rows.items():
         if isinstance(value, Guess):
-            why = f": {value.why}" if value.why else ""
+            why = f": {_plain(value.why)}" if value.why else ""
             yield f"{key} = {toml(value.value)}  {GUESSED}{why}"
         else:
             yield f"{key} = {toml(value)}"
 
 
+def _plain(words: str) -> str:
+    """Words as a comment may hold them: a model's own names could begin a line of the manifest."""
+    return "".join(sign if sign.isprintable() else " " for sign in words)
+
+
 def toml(value: Any) -> str:
     """A value as TOML writes it: text, numbers, truth, lists and inline tables."""
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+        whole = value.encode(errors="replace").decode()  # JSON has halves of characters
+        return json.dumps(whole, ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):

@@ -170,7 +170,7 @@ class Residency(Generic[T_co]):
         self._loaded[resident.name] = loaded
         self._measure(resident, loaded)
         loaded.holders = 0
-        _log.info("engine loaded", engine=resident.name, device_mib=self.taken >> 20)
+        _log.info("engine loaded", engine=resident.name, device_mib=loaded.need.own >> 20)
         return loaded
 
     def _measure(self, resident: Resident[T_co], loaded: _Loaded[T_co]) -> None:

@@ -56,18 +56,40 @@ def read(model: Path, look_inside: bool = True) -> tuple[Signature, OnnxSession]
 
 
 def external_files(model: Path, look_inside: bool = True) -> tuple[str, ...]:
-    """Names of the files beside a model that hold its weights.
+    """Names of the files beside a model that hold its weights; each begins with the model's name.
 
-    Without the package ``onnx`` these are the ones that exporters usually write.
+    Without the package ``onnx`` these are the ones that exporters usually write. Raises
+    ImportRefused for others: only such files are in a package's digest, and what a network names
+    could lie anywhere on this machine.
     """
     graph = _graph(model) if look_inside else None
     if graph is None:
         usual = [f"{model.name}{end}" for end in (".data", "_data", ".bin", ".weights")]
-        return tuple(name for name in usual if (model.parent / name).is_file())
+        return _beside(model, [name for name in usual if (model.parent / name).is_file()])
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
     outside = [tensor for tensor in graph.initializer if uses_external_data(tensor)]
-    return tuple(sorted({str(ExternalDataInfo(tensor).location) for tensor in outside}))
+    return _beside(model, sorted({str(ExternalDataInfo(tensor).location) for tensor in outside}))
+
+
+def _beside(model: Path, names: list[str]) -> tuple[str, ...]:
+    """The names, when all are of files in the model's folder. Raises ImportRefused.
+
+    ONNX Runtime refuses links and paths that lead out, but only for weights that the graph uses.
+    """
+    astray = [n for n in names if not n.startswith(model.name) or {"/", "\\", "\0"} & set(n)]
+    if astray:
+        raise ImportRefused(
+            f"its weights lie in {', '.join(astray[:3])}{' and others' * (len(astray) > 3)}, but "
+            f'in a package they lie in {model.name}.data. Save it again: python -c "import onnx; '
+            f"onnx.save_model(onnx.load('{model.name}'), 'model.onnx', "
+            f"save_as_external_data=True, location='model.onnx.data')\""
+        )
+    folders = {model.parent.resolve(), model.resolve().parent}
+    for name in names:
+        if (model.parent / name).resolve().parent not in folders:
+            raise ImportRefused(f"{name} is a link that leads elsewhere; copy the file there")
+    return tuple(names)
 
 
 def _described(model: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:

@@ -7,11 +7,12 @@ back.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from node.domain.errors import NodeError
+from node.domain.errors import NodeError, RuntimeUnavailable
 from node.gpu import kernels
 from node.gpu.cuda import open_device
 from node.gpu.device import Device, Kernels
@@ -60,10 +61,11 @@ class Workplace:
 def enter(library: Library, index: int) -> Workplace:
     """The workplace on a device, opened if nobody has it yet; ``leave`` it when done.
 
-    Raises RuntimeUnavailable without driver or device, InferenceError from another thread than
-    the one that has it.
+    Raises RuntimeUnavailable without driver or device, and for a second device in one process:
+    a thread has one context at a time. InferenceError from another thread than the one that has it.
     """
     key = library.flavour, index
+    refuse_second(index, {opened for _, opened in _open()})
     if key not in _open():
         device = open_device(index)
         try:
@@ -75,6 +77,16 @@ def enter(library: Library, index: int) -> Workplace:
     place.device.memory()  # refuses another thread
     place.networks += 1
     return place
+
+
+def refuse_second(index: int, opened: Set[int]) -> None:
+    """Raise RuntimeUnavailable when a process has another device open than this one."""
+    if opened - {index}:
+        raise RuntimeUnavailable(
+            f"this worker computes on GPU {min(opened)} already, and one worker serves one GPU: "
+            f"give all of its engines the same device, and GPU {index} a worker of its own "
+            f"(CUDA_VISIBLE_DEVICES)"
+        )
 
 
 def leave(place: Workplace) -> None:

@@ -102,14 +102,6 @@ def _is_vector(one: TensorSpec) -> bool:
 
 def _files(source: Path, outside: Sequence[str]) -> dict[str, Path]:
     """The package's files by name. Weights outside keep the names that the model knows."""
-    astray = [name for name in outside if not name.startswith(source.name)]
-    if astray:
-        raise ImportRefused(
-            f"its weights lie in {', '.join(astray[:3])}{' and others' * (len(astray) > 3)}, but "
-            f'in a package they lie in {source.name}.data. Save it again: python -c "import onnx; '
-            f"onnx.save_model(onnx.load('{source.name}'), 'model.onnx', "
-            f"save_as_external_data=True, location='model.onnx.data')\""
-        )
     absent = [name for name in outside if not (source.parent / name).is_file()]
     if absent:
         raise ImportRefused(f"its weights are absent: put {', '.join(absent)} beside {source.name}")
@@ -338,7 +330,7 @@ class _Draft:
 def _words(text: str) -> list[str]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text.split(",")
     if isinstance(value, dict):
         return [str(word) for _, word in sorted(value.items(), key=_by_number)]
@@ -347,7 +339,7 @@ def _words(text: str) -> list[str]:
 
 def _by_number(entry: tuple[str, Any]) -> tuple[int, str]:
     key = entry[0]
-    return (int(key), key) if key.isdecimal() else (1 << 31, key)
+    return (int(key), key) if key.isdecimal() and len(key) < 10 else (1 << 31, key)
 
 
 def _slug(words: str) -> str:

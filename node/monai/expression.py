@@ -21,7 +21,9 @@ LookUp = Callable[[str], Any]
 LONGEST = 2_000
 """Characters of an expression that is read."""
 LARGEST = 10_000
-"""Elements of a list, or characters of a text, that an expression may make."""
+"""Elements of a list with those of lists in it, or characters of a text, that it may make."""
+_BEYOND = 1e300
+"""Greater than any number that can be computed with."""
 
 _REFERENCE = re.compile(r"@\w*(?:(?:::|#)\w*)*")
 
@@ -113,7 +115,7 @@ def _name(node: ast.Name, scope: _Scope) -> Any:
 
 
 def _sequence(node: ast.List | ast.Tuple, scope: _Scope) -> list[Any]:
-    return [_read(one, scope) for one in node.elts]
+    return list(_kept([_read(one, scope) for one in node.elts]))
 
 
 def _dictionary(node: ast.Dict, scope: _Scope) -> dict[Any, Any]:
@@ -142,8 +144,8 @@ def _binary(node: ast.BinOp, scope: _Scope) -> Any:
     if combine is None or not (numbers or joined or repeated):
         raise NotUnderstood(f"not read: {ast.unparse(node)}")
     if repeated:
-        length, times = (len(left), right) if _sized(left) else (len(right), left)
-        _bounded(length * int(times))
+        size, times = (_size(left), right) if _sized(left) else (_size(right), left)
+        _bounded(size * int(times))
     return _kept(combine(left, right))
 
 
@@ -157,9 +159,22 @@ def _bounded(count: int) -> None:
 
 
 def _kept(value: Any) -> Any:
-    if _sized(value):
-        _bounded(len(value))
+    _bounded(_size(value))
+    if isinstance(value, (int, float)) and not is_number(value):
+        raise NotUnderstood("it makes a number that cannot be computed with")
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one to compute with: JSON has Infinity, and whole numbers of any length."""
+    return isinstance(value, (int, float)) and -_BEYOND < value < _BEYOND
+
+
+def _size(value: Any) -> int:
+    """Elements, those of lists in a list too: written out, a list repeated is no longer short."""
+    if isinstance(value, list):
+        return sum(max(_size(one), 1) for one in value)
+    return len(value) if isinstance(value, str) else 1
 
 
 _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from node.domain.errors import ImportRefused
 from node.monai.expression import Formula, drops_first, painted
 from node.monai.transforms import NEEDLESS, CannotTranslate, Options, Row
 from node.proposal import Guess
@@ -153,6 +154,8 @@ def _largest(options: Options, finish: Finish) -> None:
 
 
 AXES_OF_VOLUME = 3
+MOST_CHANNELS = 256
+"""Channels that can be the labels of a segmentation and its background."""
 
 
 def _connectivity(options: Options, default: int) -> int:
@@ -260,8 +263,13 @@ def first_step(finish: Finish, channels: list[Channel]) -> Row:
 
 
 def found_channels(finish: Finish) -> list[Channel]:
-    """The channels that are findings, with the labels that they get; background is none."""
+    """The channels that are findings, with the labels that they get; background is none.
+
+    Raises ImportRefused when they are more than a segmentation holds.
+    """
     count = finish.channels or (max(finish.names, default=0) + 1)
+    if count > MOST_CHANNELS:
+        raise ImportRefused(f"the network has {count} output channels; {MOST_CHANNELS} at most")
     labels = dict(finish.painted) or {n: n + finish.offset for n in range(count)}
     return [
         Channel(number, label, finish.names.get(number, f"label {label}"))

@@ -78,7 +78,7 @@ class Imprint:
         names = form.get("channel_def") or form.get("label_def")
         if not isinstance(names, Mapping):
             return {}
-        return {int(key): str(name) for key, name in names.items() if str(key).isdigit()}
+        return {int(key): str(name) for key, name in names.items() if _is_number(str(key))}
 
     def identity(self, name: str, model: str, digest: str) -> Block:
         """``[engine]``."""
@@ -153,7 +153,13 @@ class Imprint:
         for heading, keys in _CARD:
             text = self.word(*keys) or _listed(self.table.get(keys[0]))
             parts.append(f"## {heading}\n\n{text or _MISSING}")
-        return "\n\n".join(part for part in parts if part) + "\n"
+        whole = "\n\n".join(part for part in parts if part) + "\n"
+        return whole.encode(errors="replace").decode()  # JSON has halves of characters
+
+
+def _is_number(key: str) -> bool:
+    """Whether it can be a channel's: digits that Python reads, and no more than any needs."""
+    return key.isdecimal() and len(key) < 10
 
 
 def _modality(stated: str, subject: str) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def _sliding(options: Options) -> View:
 def _slices(options: Options) -> View:
     across = options.number("spatial_dim", 0)
     size = options.take("roi_size")
-    if not isinstance(size, list) or len(size) != 2 or across not in {0, 1, 2}:
+    sound = isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)
+    if not sound or across not in {0, 1, 2}:
         raise CannotTranslate(f"its roi_size is {size!r} and its spatial_dim {across}")
     patch = [max(0, int(one)) for one in size]
     return View({"mode": "slice", "patch": patch, **_blending(options)}, int(across))

@@ -118,7 +118,8 @@ def _zip(source: Path) -> Iterator[zipfile.ZipFile]:
 def _refuse_harmful(entry: zipfile.ZipInfo) -> None:
     name = entry.filename
     parts = PurePosixPath(name).parts
-    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in parts[0]:
+    signs = {"\\", "\0"} & set(name)
+    if not parts or name.startswith("/") or ".." in parts or signs or ":" in parts[0]:
         raise ImportRefused(f"the zip holds {name!r}, a name that leads out of it")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise ImportRefused(f"the zip holds {name!r}, a link; pack the file itself")
@@ -147,6 +148,8 @@ def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ImportRefused(f"{name} is a link that leads out of the folder; copy the file there")
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise ImportRefused(f"{name} is no file that can be read")  # a pipe would wait for ever
     return path
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.monai.expression import Formula, above
+from node.monai.expression import Formula, above, is_number
 from node.monai.workflow import Component, Unknown
 from node.proposal import Guess
 
@@ -59,7 +59,7 @@ class Options:
     def number(self, name: str, default: float | None = None) -> float | None:
         """A number, or None where that stands there."""
         value = self._plain(name, default)
-        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        if value is None or (is_number(value) and not isinstance(value, bool)):
             return value
         raise CannotTranslate(f"its {name} is {value!r}, not a number")
 
@@ -88,7 +88,7 @@ class Options:
         """Three numbers, one per axis; a single one is for all, a missing last one repeats."""
         value = self.take(name, default)
         values = list(value) if isinstance(value, (list, tuple)) else [value]
-        if not values or not all(isinstance(one, (int, float)) for one in values):
+        if not values or not all(map(is_number, values)):
             raise CannotTranslate(f"its {name} is {value!r}, not one number per axis")
         if len(values) == 2:
             raise CannotTranslate(f"its {name} has two axes: the network sees pictures, no volumes")

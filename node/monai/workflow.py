@@ -191,7 +191,7 @@ def _entry(found: Any, key: str, place: str) -> Any:
         found = found.options
     if isinstance(found, Mapping) and key in found:
         return found[key]
-    if isinstance(found, list) and key.isdigit() and int(key) < len(found):
+    if isinstance(found, list) and key.isdecimal() and len(key) < 10 and int(key) < len(found):
         return found[int(key)]
     return Unknown(f"@{place}", f"there is nothing at {place}")
 

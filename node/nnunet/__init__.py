@@ -171,10 +171,10 @@ def _mirror(folder: Path, beside: Table, rank: int) -> tuple[int, ...]:
     """The axes that may be mirrored: as the checkpoint said, else as its trainer does it."""
     key = "inference_allowed_mirroring_axes"
     if key in beside:
-        axes = tuple(beside[key] or ())
-        if not all(isinstance(axis, int) and 0 <= axis < rank for axis in axes):
+        axes = beside[key] or []
+        if not isinstance(axes, list) or not all(axis in range(rank) for axis in axes):
             raise ImportRefused(f"{BESIDE}: {key} is {beside[key]!r}")
-        return axes
+        return tuple(axes)
     trainer = folder.resolve().name.partition("__")[0]
     if any(word in trainer for word in ("NoMirroring", "NoDA", "DAOrd0")):
         return ()

@@ -15,6 +15,8 @@ from node.domain.errors import ImportRefused
 PLANS = "plans.json"
 DATASET = "dataset.json"
 
+_LARGEST = 16 << 20
+"""Bytes of such a file; dataset.json may list thousands of training images."""
 _LOOSE = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 Numbers = tuple[float, ...]
@@ -130,8 +132,10 @@ class Dataset:
 def read(path: Path) -> Table:
     """A JSON object from a file. Raises ImportRefused."""
     try:
+        if path.stat().st_size > _LARGEST or not path.is_file():
+            raise ImportRefused(f"{path.name} is no file, or larger than {_LARGEST >> 20} MiB")
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImportRefused(f"{path.name} cannot be read: {error}") from error
     if not isinstance(table, dict):
         raise ImportRefused(f"{path.name} holds no JSON object")
@@ -155,7 +159,7 @@ def inherited(plans: Table, name: str) -> Table:
     known = plans["configurations"]
     chain: list[str] = []
     while name:
-        if name in chain or name not in known:
+        if not isinstance(name, str) or name in chain or name not in known:
             raise ImportRefused(f"{PLANS}: no configuration {name!r}, or it inherits from itself")
         chain.append(name)
         name = known[name].get("inherits_from") or ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 from node.nnunet.sheets import Configuration, Table
@@ -13,6 +14,7 @@ _SPLINE, _TORCH, _NONE = (
     "resample_torch_fornnunet",
     "no_resampling_hack",
 )
+_NUMBERS = ("order", "order_z", "separate_z_anisotropy_threshold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +70,9 @@ def spline_faults(sheet: Configuration) -> Iterator[str]:
             yield f"{key} differs between images ({there.get(key)}) and probabilities"
     for options in (there, back):
         modes = (options.get("mode", "linear"), options.get("aniso_axis_mode", "nearest-exact"))
-        if modes[0] != "linear" or modes[1] not in {"nearest-exact", "linear"}:
+        if modes[0] != "linear" or modes[1] not in ("nearest-exact", "linear"):
             yield f"the interpolation {modes} of {name}"
+        for key in _NUMBERS:
+            stated = options.get(key, 0)
+            if not isinstance(stated, (int, float)) or not isfinite(stated):
+                yield f"{key} of {name} is {stated!r}, and no number"

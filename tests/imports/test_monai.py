@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from node.bundle import read
@@ -182,6 +183,18 @@ def test_option_that_is_not_known_is_named(tmp_path: Path) -> None:
     pre = [*SPLEEN.pre[:3], step("Spacingd", pixdim=[1, 1, 1], sharpen=True)]
     changed = {"preprocessing": {"_target_": "Compose", "transforms": pre}}
     assert "its option sharpen is not known" in refusal(laid(tmp_path, SPLEEN, **changed))
+
+
+def test_weights_that_the_digest_would_not_cover_are_refused(tmp_path: Path) -> None:
+    source = exported(laid(tmp_path, SPLEEN), SPLEEN)
+    path = source / "models/model.onnx"
+    content = onnx.load(path)
+    weight = content.graph.initializer.add(name="w", dims=[1], data_type=onnx.TensorProto.FLOAT)
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="weights.bin")
+    path.write_bytes(content.SerializeToString())
+    path.with_name("weights.bin").write_bytes(bytes(4))
+    assert "its weights lie in weights.bin" in refusal(source)
 
 
 def test_network_with_other_channels_is_refused(tmp_path: Path) -> None:

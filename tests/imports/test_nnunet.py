@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
@@ -391,6 +392,17 @@ def of_configuration(**keys: Any) -> Alter:
         ("plans", lambda table: table.update(image_reader_writer="Tiff3DIO"), "Tiff3DIO"),
         ("plans", lambda table: table.update(transpose_forward=[0, 0, 1]), "transpose_forward"),
         ("plans", lambda table: table.pop("configurations"), "configurations"),
+        ("plans", of_configuration(inherits_from=["a"]), "no configuration"),
+        *(
+            ("plans", of_configuration(resampling_fn_data_kwargs={key: value}), f"{key} of")
+            for key in ("order", "order_z", "separate_z_anisotropy_threshold")
+            for value in ("abc", None, [1], float("nan"))
+        ),
+        (
+            "plans",
+            of_configuration(resampling_fn_data_kwargs={"aniso_axis_mode": []}),
+            "interpolation",
+        ),
         ("dataset", lambda table: table["labels"].pop("lesion"), "2 channels"),
         ("dataset", lambda table: table["labels"].update(lesion=7), "0, 1, 2"),
         ("dataset", lambda table: table["labels"].update(both=[1, 2]), "regions_class_order"),
@@ -405,6 +417,42 @@ def test_what_cannot_be_repeated_is_refused_by_its_name(
     change(folder / f"{file}.json", alter)
     with pytest.raises(ImportRefused, match=words):
         Nnunet().propose(folder, "ct")
+
+
+@pytest.mark.parametrize("axes", [5, "01", {"0": 1}, [[0]], [7], ["0"]])
+def test_mirroring_that_is_no_list_of_axes_is_refused(axes: object, tmp_path: Path) -> None:
+    folder = copied("ct", tmp_path)
+    change(
+        folder / "fold_0" / "model.json",
+        lambda table: table.update(inference_allowed_mirroring_axes=axes),
+    )
+    with pytest.raises(ImportRefused, match="inference_allowed_mirroring_axes"):
+        Nnunet().propose(folder, "ct")
+
+
+def test_sheets_without_bound_are_refused(tmp_path: Path) -> None:
+    folder = copied("ct", tmp_path)
+    (folder / "dataset.json").write_text('{"labels": ' + "[" * 100_000)
+    with pytest.raises(ImportRefused, match=r"dataset\.json cannot be read"):
+        Nnunet().propose(folder, "ct")
+    (folder / "dataset.json").write_bytes(b" " * (17 << 20))
+    with pytest.raises(ImportRefused, match="larger than"):
+        Nnunet().propose(folder, "ct")
+
+
+@pytest.mark.parametrize("place", ["w.bin", "../../secret", "model.onnx.data"])
+def test_weights_elsewhere_do_not_come_into_the_package(place: str, tmp_path: Path) -> None:
+    folder = copied("ct", tmp_path / "given")
+    (tmp_path / "secret").write_bytes(b"secret")
+    (folder / "fold_0" / "model.onnx.data").symlink_to(tmp_path / "secret")
+    path = folder / "fold_0" / "model.onnx"
+    network = onnx.load(path)
+    weight = network.graph.initializer.add(name="unused", dims=[1], data_type=1)
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=place)
+    path.write_bytes(network.SerializeToString())
+    with pytest.raises(ImportRefused, match=place):
+        Nnunet().propose(folder, "ct").manifest()
 
 
 def test_configuration_is_known_by_the_folders_name(tmp_path: Path) -> None:

@@ -187,3 +187,31 @@ def test_other_functions_of_channels_are_not_taken_for_regions(text: str) -> Non
 def test_dropping_the_background_channel_is_seen() -> None:
     assert drops_first(formula("lambda x : x[1:]"))
     assert not drops_first(formula("lambda x : x[2:]"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[1] * 5_000] * 5_000",
+        "[[[1] * 99] * 99] * 9",
+        "[[1] * 5_000, [1] * 5_001]",
+        "9" * 1_500 + " * " + "9" * 400,
+        "float('inf')",
+        "1e200 * 1e200",
+    ],
+)
+def test_values_that_would_fill_the_memory_are_not_made(text: str) -> None:
+    with pytest.raises(NotUnderstood, match=r"limit|computed with"):
+        evaluate(text, str)
+
+
+def test_references_do_not_multiply_one_another_without_end() -> None:
+    def squared(name: str) -> object:
+        return (
+            evaluate(f"@n{int(name[1:]) - 1} * @n{int(name[1:]) - 1}", squared)
+            if name[1:] != "0"
+            else 10**30
+        )
+
+    with pytest.raises(NotUnderstood, match="computed with"):
+        evaluate("@n5", squared)

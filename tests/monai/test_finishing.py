@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from node.domain.errors import ImportRefused
 from node.monai.expression import evaluate
 from node.monai.finishing import CONCLUSIONS, Channel, Finish, first_step, found_channels
 from node.monai.transforms import CannotTranslate, Options
@@ -147,3 +148,9 @@ def test_small_parts_are_counted_on_the_grid_that_they_are_on(
     row = finish(*steps, voxel_mm3=voxel).rows[0]
     assert {key: row[key] for key in wanted} == wanted
     assert row["connectivity"] == 6
+
+
+@pytest.mark.parametrize("made", [Finish(10**9), Finish(0, {10**8: "spleen"})])
+def test_more_channels_than_labels_are_refused_before_they_are_counted(made: Finish) -> None:
+    with pytest.raises(ImportRefused, match="256 at most"):
+        found_channels(made)

@@ -110,6 +110,20 @@ def test_words_of_a_stranger_stay_words() -> None:
     assert tomllib.loads(text).keys() == {"finding"}
 
 
+def test_channels_are_numbered_by_plain_digits() -> None:
+    names = {"0": "air", "1": "spleen", "\u00b2": "two", "9" * 5_000: "many"}
+    form = {"outputs": {"pred": {"channel_def": names}}}
+    assert Imprint({"network_data_format": form}).channels("outputs") == {0: "air", 1: "spleen"}
+
+
+def test_half_a_character_can_be_written() -> None:
+    imprint = Imprint({"name": "Spleen \ud800", "description": "\udc00"})
+    imprint.card().encode()
+    block = imprint.identity("spleen", "model.onnx", "0" * 64)
+    text = Proposal("a", [block]).manifest()
+    assert tomllib.loads(text.encode().decode())["engine"]["title"] == "Spleen ?"
+
+
 def test_card_says_what_is_missing() -> None:
     card = Imprint(METADATA).card()
     assert "- mean_dice: 0.96" in card

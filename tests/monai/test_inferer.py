@@ -64,6 +64,10 @@ def test_simple_inferer_sees_everything_at_once() -> None:
         ("SlidingWindowInferer", {"roi_size": 8, "other": 1}, "its option other"),
         ("SliceInferer", {"roi_size": [8, 8, 8]}, "its roi_size"),
         ("SliceInferer", {"roi_size": [8, 8], "spatial_dim": 4}, "its roi_size"),
+        ("SliceInferer", {"roi_size": ["a", float("inf")]}, "its roi_size"),
+        ("SlidingWindowInferer", {"roi_size": float("inf")}, "its roi_size"),
+        ("SlidingWindowInferer", {"roi_size": 8, "sw_batch_size": float("nan")}, "sw_batch_size"),
+        ("SlidingWindowInferer", {"roi_size": 8, "cval": 10**400}, "its cval"),
     ],
 )
 def test_window_that_the_node_has_not_is_refused(

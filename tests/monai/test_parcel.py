@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
 from pathlib import Path
@@ -22,7 +23,9 @@ def zipped(path: Path, name: str, content: bytes = b"{}", mode: int = 0) -> Path
     return path
 
 
-@pytest.mark.parametrize("name", ["../out.json", "/etc/out.json", "a/../../b", "C:/x", "a\\..\\b"])
+@pytest.mark.parametrize(
+    "name", ["../out.json", "/etc/out.json", "a/../../b", "C:/x", "a\\..\\b", "."]
+)
 def test_name_that_leads_out_of_the_zip_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ImportRefused, match="leads out of it"):
         opened(zipped(tmp_path / "a.zip", name))
@@ -122,3 +125,11 @@ def test_hidden_and_deep_folders_are_not_looked_into(tmp_path: Path) -> None:
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         (tmp_path / place / "x").write_text("")
     assert opened(tmp_path).files == {"a/b/x"}
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "nothing.json").symlink_to(tmp_path / "absent")
+    for name in ("pipe.json", "nothing.json"):
+        with pytest.raises(ImportRefused, match="no file that can be read"):
+            opened(tmp_path).text(name)
