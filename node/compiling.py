@@ -69,8 +69,8 @@ class BuildOrder:
 class Bounds:
     """What a build may cost."""
 
-    timeout_s: float = 3600.0
-    """Seconds by the clock on the wall."""
+    timeout_s: float = 1200.0
+    """Seconds by the clock on the wall; fewer than a unit has to start (TimeoutStartSec)."""
     grace_s: float = 20.0
     """Seconds that a builder which was told to stop gets before it is killed."""
     memory: int = 0

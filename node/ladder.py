@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ from node.verification import Candidate, Entrant, Reference, verify
 _log = structlog.get_logger()
 
 _STRIKES = 3
-"""Studies that a rung may fail on before it is left out until it is verified anew."""
+"""Studies that a rung may fail on, where a lower one computes them, before it is left out until it
+is verified anew."""
 _LOSSES = 2
 """Lost devices within ``_LOSS_S`` seconds after which a rung is left out."""
 _LOSS_S = 3600.0
@@ -149,7 +150,7 @@ class Ladder:
         self._rungs = tuple(rungs)
         self._footing = footing
         self._standing: _Standing | None = None
-        self._strikes: Counter[int] = Counter()
+        self._strikes: defaultdict[int, set[str]] = defaultdict(set)
         self._suspects: set[int] = set()
         self._waiting: set[int] = set()
         self._refused: tuple[float, str] | None = None
@@ -201,9 +202,12 @@ class Ladder:
             except InferenceError as error:
                 if isinstance(error, DeviceMemoryFull) and self._footing.relieve():
                     continue
-                if not _of_device(error) or not self._lower_rungs():
+                if not _of_device(error):
                     raise
-                engine = self._descend(error)
+                if not self._lower_rungs():
+                    self._acquit(job_id)
+                    raise
+                engine = self._descend(error, job_id)
 
     def rest(self) -> None:
         """Give back what the network holds, for another engine that needs the room."""
@@ -272,8 +276,8 @@ class Ladder:
                     raise
 
     def _refuse_barred(self, number: int) -> None:
-        if self._strikes[number] >= _STRIKES:
-            raise RuntimeUnavailable(f"it has failed on {self._strikes[number]} studies")
+        if len(self._strikes[number]) >= _STRIKES:
+            raise RuntimeUnavailable(f"it has failed on {len(self._strikes[number])} studies")
         lost = self._footing.losses.recent(self._called(number), self._footing.clock())
         if lost >= _LOSSES:
             raise RuntimeUnavailable(f"its device was lost {lost} times within an hour")
@@ -295,17 +299,32 @@ class Ladder:
         footing.notice(EventKind.ENGINE, "; ".join(told))
         return verdict
 
-    def _descend(self, error: InferenceError) -> Engine:
-        """This study on the next rung that passes. Raises NoRung and DeviceLost."""
+    def _descend(self, error: InferenceError, job_id: str) -> Engine:
+        """This study on the next rung that passes. Raises ``error`` itself where there is none, for
+        others may still be computed above; and DeviceLost."""
         assert self._standing is not None  # noqa: S101 - an engine has just failed on it
         number = self._standing.number
         self.rest()
-        self._strikes[number] += 1
+        strikes = self._strikes[number]
+        strikes.add(job_id)
         if not isinstance(error, DeviceMemoryFull):
             self._suspects.add(number)
         self._tell_step(number, str(error))
-        self._standing = self._climb(number + 1, makeshift=self._strikes[number] < _STRIKES)
+        try:
+            self._standing = self._climb(number + 1, makeshift=len(strikes) < _STRIKES)
+        except NoRung:
+            self._refused = None
+            self._acquit(job_id)
+            raise error from None
         return self._standing.engine
+
+    def _acquit(self, job_id: str) -> None:
+        """A study that no rung computes is held against none; the next begins at the top."""
+        struck = [strikes for strikes in self._strikes.values() if job_id in strikes]
+        for strikes in struck:
+            strikes.remove(job_id)
+        if struck:
+            self.rest()
 
     def _lower_rungs(self) -> bool:
         return self._standing is not None and self._standing.number + 1 < len(self._rungs)

@@ -158,7 +158,7 @@ def _refuse(
     blank: Assessment, study: Study, selection: Selection, setup: Setup, tools: Tools, laps: _Laps
 ) -> Outcome:
     """No series fits. Where the configuration wants it, a report says so to the reader."""
-    trace = _trace(selection, Found(()), laps)
+    trace = _trace(selection, Found(()), laps) | {"shadow": setup.shadow}
     if not setup.report_refusals:
         return Outcome((), selection.refusal, trace)
     headers = read_source([instance.path for instance in study.instances])

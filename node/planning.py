@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property, partial
@@ -43,11 +44,18 @@ _PLANE, _CUBE = (32, 256, 1024), (32, 96, 256)
 _AGAIN_S = 86_400.0
 """Seconds after which a plan that could not be built is tried again."""
 
+_BESIDE_S = 5.0
+"""Seconds of waiting for another process after which one does not build oneself in the same go."""
+
 _MAY_DIFFER = {"driver", "workspace", "level"}
 """Of a key and of its settings: what only decides how fast a plan is, or when it was built."""
 
 Notice = Callable[[EventKind, str], None]
 Builder = Callable[[BuildOrder, Bounds, Cancelled], Built]
+
+
+class _Elsewhere(RuntimeUnavailable):
+    """Another process takes its time to build the plan; it will be there one day."""
 
 
 def apart(order: BuildOrder, bounds: Bounds, cancelled: Cancelled) -> Built:
@@ -122,7 +130,10 @@ class Planner:
         self._plans.quarantine(key, reason)
 
     def pending(self, options: TensorRt, model: Path) -> str:
-        """In words, what plan of a model waits to be built; "" when none does."""
+        """In words, what plan of a model waits to be built; "" when none does.
+
+        Raises InferenceError when no plan can be made of it here.
+        """
         digest = Key.of(options.recipe(model).identity()).digest
         recipe = self._missing.get(digest)
         return self._words(recipe) if recipe is not None else ""
@@ -142,7 +153,7 @@ class Planner:
         digest, recipe = next(iter(missing.items()))
         try:
             self._built(Key.of(recipe.identity()), recipe)
-        except JobCancelled:
+        except (JobCancelled, _Elsewhere):
             return False
         except InferenceError as error:
             self._failed[digest] = (self._here.clock(), str(error))
@@ -156,9 +167,15 @@ class Planner:
         self._stopping.set()
 
     def _built(self, key: Key, recipe: Recipe) -> bytes:
+        """The plan, kept or built now. Waiting for another process takes no longer than a build
+        may, and who has waited does not build as well: whoever watches us counts on that."""
+        since = time.monotonic()
+
         def build(folder: Path) -> Mapping[str, Any]:
             begun = time.monotonic()
             order = BuildOrder(recipe, folder / PLAN, folder / TIMING)
+            if begun - since > _BESIDE_S:
+                raise _Elsewhere(f"another process has not built the plan of {recipe.model.name}")
             told = self._here.builder(order, self._here.bounds, self._stopping.is_set).told
             seconds = time.monotonic() - begun
             name, device = recipe.model.name, recipe.device
@@ -167,12 +184,14 @@ class Planner:
             self._here.notice(EventKind.ENGINE, words)
             return told
 
-        plan = self._plans.obtain(key, build, partial(self._check, recipe))
+        plan = self._plans.obtain(key, build, partial(self._check, recipe, since))
         self._settle(key.digest)
         return plan
 
-    def _check(self, recipe: Recipe) -> None:
+    def _check(self, recipe: Recipe, since: float) -> None:
         """Called while another process builds the plan."""
+        if time.monotonic() - since > self._here.bounds.timeout_s:
+            raise _Elsewhere(f"another process builds the plan of {recipe.model.name} still")
         if self._stopping.is_set():
             raise JobCancelled(f"building the plan of {recipe.model.name} was cancelled")
 
@@ -234,7 +253,10 @@ class Planned:
 
     def pending(self, model: Path) -> str:
         """Why it cannot be loaded yet; "" when it can."""
-        return self.planner.pending(self._tailored, model) if self.planner.waits else ""
+        # That none can be made of it is for ``load`` to say, and nothing that time will change.
+        with suppress(InferenceError):
+            return self.planner.pending(self._tailored, model) if self.planner.waits else ""
+        return ""
 
     @cached_property
     def _tailored(self) -> TensorRt:
@@ -245,7 +267,8 @@ def _lasting(key: Mapping[str, Any]) -> str:
     """What a former plan must share with the one that is wanted: all that changes what it computes,
     or whether it loads."""
     lasting = {name: value for name, value in key.items() if name not in _MAY_DIFFER}
-    lasting["settings"] = [one for one in lasting["settings"] if one[0] not in _MAY_DIFFER]
+    settings = lasting.get("settings", ())
+    lasting["settings"] = [one for one in settings if one[0] not in _MAY_DIFFER]
     return json.dumps(lasting, sort_keys=True)
 
 

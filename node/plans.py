@@ -305,10 +305,11 @@ class Plans:
         with suppress(OSError, ValueError):
             meta = json.loads((folder / _META).read_bytes())
         fields = meta if isinstance(meta, dict) else {}
+        key, told = fields.get("key"), fields.get("told")
         return Kept(
             digest=folder.name,
-            key=fields.get("key", {}),
-            told=fields.get("told", {}),
+            key=key if isinstance(key, dict) and digest_of(key) == folder.name else {},
+            told=told if isinstance(told, dict) else {},
             size=_size(folder),
             used_at=_changed(folder / _USED),
             folder=folder,

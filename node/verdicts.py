@@ -54,8 +54,8 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every gate let it through."""
-        return all(gate.passed for gate in self.gates)
+        """Whether every gate let it through; where there was none, nothing was verified."""
+        return bool(self.gates) and all(gate.passed for gate in self.gates)
 
     @property
     def failures(self) -> tuple[Gate, ...]:
@@ -106,11 +106,13 @@ class Records:
             _log.warning("verdict cannot be kept", engine=verdict.engine, error=error.strerror)
 
     def all(self) -> Iterator[Verdict]:
-        """Every verdict that is kept, the newest first."""
+        """Every verdict that is kept, and was not changed since, the newest first."""
         found = []
         for path in self.folder.glob("*.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):
-                found.append(_understood(json.loads(path.read_text(encoding="utf-8"))))
+                content = json.loads(path.read_text(encoding="utf-8"))
+                verdict = _understood(content)
+                found.extend([verdict] if verdict.digest == content["digest"] else [])
         yield from sorted(found, key=lambda one: -one.at)
 
     def _path(self, key: str) -> Path:

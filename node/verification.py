@@ -258,7 +258,7 @@ class _Trial:
         self, name: str, first: NDArray[Any], second: Tensors, answer: Tensors | None
     ) -> bool:
         """The gates of every output; whether the answer can be compared any further."""
-        wanted = answer[name] if answer is not None else None
+        wanted = self._same_output(name, answer) if answer is not None else None
         found = (*gates.soundness(wanted, first), gates.repeated(first, second[name]))
         self.sound.extend(found)
         fits = all(gate.passed for gate in found[:-1])
@@ -266,6 +266,11 @@ class _Trial:
             apart = np.abs(first.astype(np.float64) - wanted.astype(np.float64))
             self.apart.setdefault(name, []).append(apart)
         return fits
+
+    def _same_output(self, name: str, answer: Tensors) -> NDArray[Any]:
+        if name not in answer:
+            raise VerificationFailed(f"the network gives {name!r}, its reference {sorted(answer)}")
+        return answer[name]
 
     def _of_task(self, pairs: Sequence[tuple[Any, Any]], named: str = "") -> tuple[Gate, ...]:
         if not pairs:
@@ -280,8 +285,8 @@ class _Trial:
 
     def _expected(self, probe: Probe, truth: NDArray[Any]) -> NDArray[Any]:
         expected = (probe.expected or {}).get(self.entrant.output)
-        if expected is None or expected.shape != truth.shape:
-            found = "nothing" if expected is None else str(expected.shape)
+        if expected is None or expected.shape != truth.shape or expected.dtype.kind not in "biuf":
+            found = "nothing" if expected is None else f"{expected.shape} of {expected.dtype}"
             raise VerificationFailed(
                 f"the expected answer to {probe.name} has {found} for {self.entrant.output!r}, the "
                 f"network gives {truth.shape}: make the golden files again for this network"

@@ -259,9 +259,9 @@ def test_a_plan_that_fails_on_a_study_is_verified_anew_and_left_out_after_three(
 ) -> None:
     fate = Fate()
     ladder = place.ladder(every_s=3600.0, gpu=Device("GPU", fate), onnx=Onnx(threads=1))
-    for _ in range(3):
+    for study in range(3):
         fate.inferring = [None] * WORKING + [InferenceError("the plan does not run")]
-        assert len(ladder.examine(volumes, "job").findings) == 1
+        assert len(ladder.examine(volumes, f"job {study}").findings) == 1
         assert "ONNX Runtime" in runs(ladder)
     assert fate.loads == 3
     ladder.examine(volumes, "job")
@@ -270,6 +270,55 @@ def test_a_plan_that_fails_on_a_study_is_verified_anew_and_left_out_after_three(
     place.clock.advance(3601.0)
     ladder.examine(volumes, "job")
     assert runs(ladder) == "GPU", "the next verification lets it try again"
+    ladder.close()
+
+
+def test_a_study_that_fails_on_the_only_rung_that_loads_does_not_make_the_others_wait(
+    place: Place, volumes: Mapping[str, Volume]
+) -> None:
+    fate, gone = Fate(), Fate(loading=[RuntimeUnavailable("no library")] * 99)
+    ladder = place.ladder(gpu=Device("GPU", fate), openvino=Device("CPU", gone))
+    for attempt in range(4):
+        working = [None] * (0 if attempt else WORKING)
+        fate.inferring = [*working, InferenceError("the plan does not run")]
+        with pytest.raises(InferenceError, match="the plan does not run") as caught:
+            ladder.examine(volumes, f"bad {attempt}")
+        assert not isinstance(caught.value, NoRung), "such an attempt has to count"
+        fate.inferring = []
+        assert len(ladder.examine(volumes, "good").findings) == 1
+        assert runs(ladder) == "GPU"
+    ladder.close()
+
+
+def test_one_study_that_fails_at_every_attempt_does_not_have_a_rung_left_out(
+    place: Place, volumes: Mapping[str, Volume]
+) -> None:
+    fate = Fate()
+    ladder = place.ladder(gpu=Device("GPU", fate), onnx=Onnx(threads=1))
+    for _ in range(4):
+        fate.inferring = [None] * WORKING + [InferenceError("the plan does not run")]
+        ladder.examine(volumes, "job")
+    fate.inferring = []
+    ladder.examine(volumes, "next")
+    assert runs(ladder) == "GPU"
+    ladder.close()
+
+
+def test_studies_that_no_rung_computes_have_none_left_out(
+    place: Place, volumes: Mapping[str, Volume]
+) -> None:
+    upper, lower = Fate(), Fate()
+    ladder = place.ladder(gpu=Device("GPU", upper), cpu=Device("CPU", lower))
+    for study in range(4):
+        for fate in (upper, lower):
+            fate.inferring = [None] * WORKING + [InferenceError("infinity")]
+            if fate is lower and study:
+                fate.inferring = [InferenceError("infinity")]
+        with pytest.raises(InferenceError, match="infinity"):
+            ladder.examine(volumes, f"bad {study}")
+    upper.inferring, lower.inferring = [], []
+    ladder.examine(volumes, "good")
+    assert runs(ladder) == "GPU"
     ladder.close()
 
 

@@ -16,11 +16,12 @@ from node import bundle as bundles
 from node.compiling import Bounds, BuildOrder, Built, Cancelled, compile
 from node.domain.errors import InferenceError, JobCancelled, RuntimeUnavailable
 from node.domain.event import EventKind
+from node.domain.plan import Key
 from node.domain.quiet import QuietHours
 from node.domain.volume import Volume
 from node.gpu.recipe import Recipe, digest
 from node.ladder import Footing, Ladder, Losses, Rung
-from node.planning import Circumstances, Planner, tailored
+from node.planning import Circumstances, Planned, Planner, tailored
 from node.plans import Plans
 from node.runtimes import Session
 from node.runtimes.onnx import Onnx
@@ -54,11 +55,13 @@ class Yard:
     clock: Clock
     told: list[tuple[EventKind, str]] = field(default_factory=list)
 
-    def planner(self, words: str = BUILDS, hours: QuietHours | None = None) -> Planner:
+    def planner(
+        self, words: str = BUILDS, hours: QuietHours | None = None, seconds: float = 60.0
+    ) -> Planner:
         return Planner(
             Plans(self.root / "plans", 10**9, self.clock),
             Circumstances(
-                hours, lambda *event: self.told.append(event), self.clock, Bounds(60.0),
+                hours, lambda *event: self.told.append(event), self.clock, Bounds(seconds),
                 partial(child, words),
             ),
         )  # fmt: skip
@@ -113,6 +116,50 @@ def test_kernels_are_kept_beside_the_plans_and_count_as_none(yard: Yard) -> None
     assert len(plans.kept()) == 1
     plans.evict()
     assert kept.read_bytes() == b"cubin"
+
+
+@pytest.mark.parametrize("key", ['"words"', "[1]", '{"weights": 1}', "null"])
+def test_a_plan_whose_description_is_damaged_is_no_former_plan_and_no_hindrance(
+    yard: Yard, key: str
+) -> None:
+    old = replace(yard.recipe(), driver="580.1")
+    planner = yard.planner()
+    planner.fetch(old, alone=True)
+    (kept,) = Plans(yard.root / "plans", 10**9, yard.clock).kept()
+    (kept.folder / "meta.json").write_text(f'{{"key": {key}, "told": {key}}}')
+    assert planner.fetch(replace(yard.recipe(), driver="590.2"), alone=True) == b"plan of fp16"
+
+
+def test_where_no_recipe_can_be_made_no_plan_is_waited_for(yard: Yard) -> None:
+    planner = yard.planner(hours=yard.hours_in(minutes=30))
+    with pytest.raises(RuntimeUnavailable):
+        planner.fetch(yard.recipe(), alone=False)
+    # Of an engine beside that one: the package has no network of this precision, and here no card.
+    bundle = bundles.read(package(yard.root, *PARTS))
+    beside = Planned(TensorRt(precision="int8"), bundle, planner, alone=False)
+    with pytest.raises(InferenceError):
+        beside.load(bundle.model)
+    assert beside.pending(bundle.model) == ""
+
+
+def test_a_plan_that_another_process_builds_is_waited_for_no_longer_than_a_build_may_take(
+    yard: Yard,
+) -> None:
+    plans, key = Plans(yard.root / "plans", 10**9, yard.clock), Key.of(yard.recipe().identity())
+    planner = yard.planner(seconds=0.3)
+    with pytest.raises(RuntimeUnavailable):
+        planner.fetch(yard.recipe(), alone=False)
+
+    def build(folder: Path) -> dict[str, str]:
+        assert not planner.step(), "it looks again at its next turn"
+        with pytest.raises(RuntimeUnavailable, match="another process builds"):
+            planner.fetch(yard.recipe(), alone=True)
+        (folder / "plan").write_bytes(b"plan of another process")
+        return {}
+
+    plans.obtain(key, build)
+    assert planner.fetch(yard.recipe(), alone=False) == b"plan of another process"
+    assert yard.told == []
 
 
 def test_a_plan_that_cannot_be_built_is_an_alarm_and_tried_again_a_day_later(yard: Yard) -> None:

@@ -182,6 +182,48 @@ def test_golden_files_of_another_network_are_told(made: Bundle) -> None:
         verify(candidate_of(engine), None)
 
 
+@pytest.mark.parametrize("answer", [False, True], ids=["input", "expected"])
+def test_golden_files_of_words_are_told(made: Bundle, answer: bool) -> None:
+    keep_golden(made)
+    path = made.folder / "golden" / ("expected.npy" if answer else "input.npy")
+    np.save(path, np.full(np.load(path).shape, "word"))
+    with (
+        Engine.load(made, Onnx(threads=1)) as engine,
+        pytest.raises(VerificationFailed, match="for this network"),
+    ):
+        verify(candidate_of(engine), None)
+
+
+def test_a_golden_archive_that_is_damaged_is_told(made: Bundle) -> None:
+    keep_golden(made)
+    folder = made.folder / "golden"
+    path = folder / "input.npz"
+    np.savez_compressed(path, image=np.load(folder / "input.npy"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 64] = b"\xff" * 64
+    path.write_bytes(content[:40] + b"\xff" * 16 + content[56:])
+    with (
+        Engine.load(made, Onnx(threads=1)) as engine,
+        pytest.raises(VerificationFailed, match=r"golden/input.npz cannot be read"),
+    ):
+        verify(candidate_of(engine), None)
+
+
+def test_a_network_whose_outputs_have_other_names_is_told(
+    made: Bundle, reference: Reference
+) -> None:
+    @dataclass
+    class Renamed(Sweeping):
+        sweep: Any = None
+
+        def infer(self, feeds: Tensors) -> Tensors:
+            return {**self.inner.infer(feeds), "other": np.zeros(1, np.float32)}
+
+    candidate = served_by(made, Renamed(Onnx(threads=1).load(made.model)))  # type: ignore[arg-type]
+    with pytest.raises(VerificationFailed, match="the network gives 'other'"):
+        verify(candidate, reference)
+
+
 @dataclass
 class Sweeping:
     """A session that takes the whole window at once, and may be off by one voxel in doing so."""
@@ -294,6 +336,9 @@ def test_a_verdict_that_failed_or_was_changed_lets_nobody_through(
     assert records.find(candidate.key) is None
     (path,) = (tmp_path / "verified").iterdir()
     path.write_text(path.read_text().replace('"limit": 0.99', '"limit": 0.0'))
+    assert records.find(candidate.key) is None
+    assert list(records.all()) == [], "`engine enable --live` asks here"
+    records.keep(candidate.key, replace(verdict, gates=()))
     assert records.find(candidate.key) is None
     path.write_text("{")
     assert records.find(candidate.key) is None

@@ -151,6 +151,24 @@ def test_results_that_were_made_in_shadow_stay_there_though_the_worker_died_befo
     assert row.job.state is JobState.DONE
 
 
+def test_a_refusal_that_was_made_in_shadow_stays_there_though_the_worker_died_before_it_said_so(
+    bench: Bench,
+) -> None:
+    bench.receive()
+    refusing = failing(bench, *[NotAssessable("the first engine found nothing")] * 2)
+    refusing = replace(refusing, report_refusals=True)
+    bench.work(replace(refusing, shadow=True))
+    (row,) = bench.jobs()
+    assert bench.frozen() != {}
+    with bench.ledger.write() as books:
+        _as_if_running(books.jobs, row.job.id)
+    bench.work(refusing)
+    with bench.ledger.read() as books:
+        assert books.deliveries.of_job(row.job.id) == ()
+    (row,) = bench.jobs()
+    assert row.job.state is JobState.REFUSED
+
+
 def _as_if_running(jobs: object, job: str) -> None:
     """The ledger as it was before the job's end was recorded."""
     from sqlalchemy import delete

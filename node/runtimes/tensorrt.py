@@ -152,10 +152,10 @@ class Kept:
 
 
 def _words(place: Workplace, made: Recipe, content: bytes) -> str:
-    """What computes: library, precision, plan and device."""
+    """What computes: library, precision, plan, device and driver; another one is verified anew."""
     name = hashlib.sha256(content).hexdigest()[:12]
-    title = place.library.title
-    return f"{title} {made.precision.upper()} plan {name} on {place.device.card.name}"
+    title, card = place.library.title, place.device.card
+    return f"{title} {made.precision.upper()} plan {name} on {card.name}, driver {card.driver}"
 
 
 class TensorRtSession:
