@@ -268,6 +268,11 @@ def list_shipped() -> tuple[Path, ...]:
     return _packages([shipped.folder("engines")])
 
 
+def is_shipped(folder: Path) -> bool:
+    """Whether a package came with the node: it is read there, and never written or removed."""
+    return folder.resolve() in {path.resolve() for path in list_shipped()}
+
+
 def _packages(places: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(
         manifest.parent for place in places for manifest in sorted(place.glob(f"*/{MANIFEST}"))

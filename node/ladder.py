@@ -222,11 +222,15 @@ class Ladder:
 
     def _to_climb(self, standing: _Standing, now: float) -> bool:
         """Whether to begin at the top again."""
-        every_s = self._footing.every_s
-        if every_s and now - standing.verdict.at > every_s:
+        if self._stale(standing.verdict, now):
             self._strikes.clear()
             return True
         return standing.makeshift or any(not self._pending(n) for n in self._waiting)
+
+    def _stale(self, verdict: Verdict, now: float) -> bool:
+        """Whether a verdict is too old, in both directions: a clock may have been set back."""
+        every_s = self._footing.every_s
+        return every_s > 0 and abs(now - verdict.at) > every_s
 
     def _climb(self, start: int, makeshift: bool = False) -> _Standing:
         """The first rung from ``start`` that passes. Raises NoRung and DeviceLost."""
@@ -287,8 +291,8 @@ class Ladder:
         footing, name = self._footing, self.bundle.manifest.engine.name
         candidate = candidate_of(engine)
         now = footing.clock()
-        known = footing.records.find(candidate.key, now - footing.every_s if footing.every_s else 0)
-        if known is not None and number not in self._suspects:
+        known = footing.records.find(candidate.key)
+        if known is not None and number not in self._suspects and not self._stale(known, now):
             return known
         verdict = verify(candidate, reference, footing.clock)
         footing.records.keep(candidate.key, verdict)

@@ -188,8 +188,8 @@ def _workshop(folder: Path) -> Iterator[Path]:
         place = TemporaryDirectory(prefix=".variants-", dir=folder)
     except OSError as error:
         raise InferenceError(
-            f"{folder} cannot be written ({error.strerror}), as the packages that are shipped "
-            f"cannot: copy the folder to the engines/ of the node's state folder, and name the copy"
+            f"{folder} cannot be written ({error.strerror}): copy it to the engines/ of the node's "
+            f"state folder, and name the copy by its path"
         ) from error
     with place as name:
         yield Path(name)

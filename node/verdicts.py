@@ -75,15 +75,15 @@ class Records:
 
     folder: Path
 
-    def find(self, key: str, since: float = 0.0) -> Verdict | None:
-        """A verdict that passed at ``since`` (seconds since the epoch) or later, if one is kept.
+    def find(self, key: str) -> Verdict | None:
+        """A verdict that passed, if one is kept.
 
         What cannot be read counts as not there: the network is verified again.
         """
         with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(self._path(key).read_text(encoding="utf-8"))
             verdict = _understood(content)
-            if verdict.passed and verdict.digest == content["digest"] and verdict.at >= since:
+            if verdict.passed and verdict.digest == content["digest"]:
                 return verdict
         return None
 

@@ -206,6 +206,21 @@ def test_a_network_that_serves_is_verified_again_after_a_while(
     ladder.close()
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["it serves", "it was kept"])
+def test_a_verdict_from_the_future_is_not_believed(place: Place, kept: bool) -> None:
+    """The clock was a year ahead, and was set right."""
+    ladder = place.ladder(every_s=3600.0, gpu=Device("GPU"))
+    place.clock.advance(365 * 86_400.0)
+    ladder.stand()
+    place.clock.advance(-365 * 86_400.0)
+    if kept:
+        ladder.close()
+        ladder = place.ladder(every_s=3600.0, gpu=Device("GPU"))
+    ladder.stand()
+    assert len(place.books.of(EventKind.ENGINE)) == 2
+    ladder.close()
+
+
 def test_a_full_device_has_this_study_computed_one_rung_lower_and_the_next_at_the_top(
     place: Place, volumes: Mapping[str, Volume]
 ) -> None:

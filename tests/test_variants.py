@@ -206,7 +206,7 @@ def test_folder_that_cannot_be_written_is_told_with_the_way_out(tmp_path: Path) 
     package = bundle(tmp_path / "engine")
     elsewhere = tmp_path / "gone"
     package.folder.rename(elsewhere)
-    with pytest.raises(InferenceError, match="copy the folder to the engines/"):
+    with pytest.raises(InferenceError, match="copy it to the engines/"):
         make(package, "fp16", Sample())
 
 

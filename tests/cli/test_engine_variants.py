@@ -15,6 +15,7 @@ from node.gpu.lineage import origin
 from node.gpu.recipe import digest
 from tests.cli.conftest import Said
 from tests.cli.shop import Shop, opened
+from tests.places import ROOT
 
 Command = Callable[..., Said]
 
@@ -85,3 +86,10 @@ def test_unknown_engine_is_refused(shop: Shop, ai_node: Command) -> None:
     said = ai_node("engine", "variants", "brigth", "--config", shop.config)
     assert said.code != 0
     assert "bright" in said.err
+
+
+def test_a_shipped_engine_stays_as_it_is(shop: Shop, ai_node: Command) -> None:
+    said = ai_node("engine", "variants", "mr-brain-lesion", "--config", shop.config)
+    assert said.code == 1
+    assert "mr-brain-lesion is shipped with the node and stays as it is" in said.err
+    assert not list((ROOT / "engines" / "mr-brain-lesion").glob("*.fp16.onnx"))

@@ -17,15 +17,14 @@ _SEQUENCE_END = b"\xfe\xff\xdd\xe0" + bytes(4)
 _OPEN_SEQUENCE = b"\x08\x00\x40\x11SQ\x00\x00\xff\xff\xff\xff"
 _MEGABYTES_OF_BACKSLASHES = b"\\" * 10_000_000
 
-KILLED = "reading it killed the parser"
-
 
 @dataclass(frozen=True)
 class Bomb:
     """One element that is put into a valid object.
 
     ``words`` must be in the reason for which it is kept aside; "" when the object may as well be
-    read, because the node steps over the element.
+    read: the node steps over the element, or the machine decides whether reading it fits into the
+    limits of the process that does it.
     """
 
     name: str
@@ -42,7 +41,6 @@ HEADER_BOMBS = (
     Bomb(
         "a million empty items",
         element(REFERENCED_IMAGES, "SQ", _EMPTY_ITEM * 10**6 + _SEQUENCE_END, UNDEFINED),
-        KILLED,
     ),
     Bomb("the same with a length", element(REFERENCED_IMAGES, "SQ", _EMPTY_ITEM * 10**6)),
     Bomb(
@@ -71,11 +69,7 @@ HEADER_BOMBS = (
         "PatientName holds 60000 bytes",
     ),
     Bomb("other names of 10 MB", element(0x00101001, "UN", _MEGABYTES_OF_BACKSLASHES)),
-    Bomb(
-        "five million character sets",
-        element(0x00080005, "UN", b"1\\" * 5_000_000),
-        KILLED,
-    ),
+    Bomb("five million character sets", element(0x00080005, "UN", b"1\\" * 5_000_000)),
     Bomb(
         "five million study UIDs",
         element(0x0020000D, "UN", b"1\\" * 5_000_000),

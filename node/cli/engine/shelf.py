@@ -256,9 +256,9 @@ def remove(  # noqa: PLR0913 - the options of a command are its arguments
 
 
 def _refuse_removal(folder: Path, config: Config | None) -> None:
-    from node.bundle import list_shipped
+    from node.bundle import is_shipped
 
-    if folder.resolve() in {path.resolve() for path in list_shipped()}:
+    if is_shipped(folder):
         raise EngineInPlace(f"{folder.name} is shipped with the node; `engine disable` stops it")
     section = section_of(folder, config)
     if section is not None and section.enabled:

@@ -199,10 +199,9 @@ def _edited(text: str, order: Order, settings: Config) -> str:
 
 def _package(order: Order, settings: Config) -> str:
     """How the file calls an engine: by its name where that is enough."""
-    from node.bundle import list_shipped
+    from node.bundle import is_shipped
 
-    known = {path.resolve() for path in list_shipped()}
-    if order.folder.resolve() in known or order.folder.parent == settings.node.state / "engines":
+    if is_shipped(order.folder) or order.folder.parent == settings.node.state / "engines":
         return order.folder.name
     return str(order.folder.resolve())
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli.engine.places import EngineArgument, configured, read
+from node.cli.engine.places import EngineArgument, EngineInPlace, configured, read
 from node.cli.engine.verify import gates_table
 from node.cli.options import ConfigOption, JsonOption
 from node.cli.printing import emit, say
@@ -45,12 +45,18 @@ def variants(  # noqa: PLR0913 - the options of a command are its arguments
     They lie beside the package's model; `[engine.runtime] precision` chooses one. Without --fp16
     and --int8 FP16 alone is made. The exit code is 1 when one fails; that one is not kept.
     """
+    from node.bundle import is_shipped
     from node.variants import make, sample
 
     if int8 and not calibrate:
         message = "INT8 takes its ranges from real studies: name their folder with --calibrate"
         raise ConfigError((Fault("--int8", message),))
     bundle = read(engine, configured(config))
+    if is_shipped(bundle.folder):
+        raise EngineInPlace(
+            f"{engine} is shipped with the node and stays as it is: copy {bundle.folder} to the "
+            f"engines/ of the node's state folder, and name the copy by its path"
+        )
     known = sample(bundle, calibrate or [], blocks)
     wanted: list[Narrow] = ["fp16"] if fp16 or not int8 else []
     if int8:
